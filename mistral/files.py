@@ -1,0 +1,147 @@
+"""bytes -> files that are whole or absent: write beside, fsync, rename; sha256; canonical JSON."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mistral.errors import MistralError, StorageError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BLOCK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string per value: sorted keys, no spaces, UTF-8 (the form that is hashed)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of the canonical JSON of a value, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file."""
+    return json.loads(path.read_bytes())
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a full or read-only disk into one StorageError that names the file and the free space.
+
+    Libraries report a full disk in their own ways (h5py and safetensors as text inside another exception), so
+    an exception that mentions it counts as well.
+    """
+    try:
+        yield
+    except MistralError:
+        raise
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    except Exception as error:
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            raise _storage_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
+        raise
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    free = shutil.disk_usage(folder).free / 1e6
+    reason = error.strerror or str(error)
+    advice = "make room, then run the same command again: everything recorded so far is whole"
+    if error.errno not in FULL and "No space left" not in str(error):
+        advice = "check the path, its permissions and the file system, then run the same command again"
+    return StorageError(f"cannot write {path}: {reason} ({free:,.1f} MB free on its file system).\n  {advice}")
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's bytes durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, durably."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that no other process uses and that no reader takes for a result."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; when the block ends well it is durable and takes `path`'s place."""
+    make_folder(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        with storage_errors(path):
+            yield temporary
+            fsync_file(temporary)
+            temporary.replace(path)
+            fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file by `data`: readers see the old bytes or the new ones, never a part."""
+    with written_beside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def publish_bytes(path: Path, data: bytes) -> bool:
+    """Create a file that must not exist yet; False if it exists already, in which case it stays as it is.
+
+    link(2) creates the name in one step and never overwrites, also over NFS.
+    """
+    make_folder(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        with storage_errors(path):
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            fsync_folder(path.parent)
+            return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
