@@ -180,7 +180,10 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
-        self.accumulation_steps(1)
+        try:
+            self.accumulation_steps(1)
+        except ConfigError as error:  # pydantic collects ValueErrors only
+            raise ValueError(str(error)) from None
         if self.warmup_steps > self.max_steps:
             raise ValueError(
                 f"found warmup_steps {self.warmup_steps}, expected at most max_steps = {self.max_steps}; "

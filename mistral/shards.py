@@ -106,9 +106,15 @@ def read_facts(path: Path) -> ShardFacts:
             values = {name: file.attrs[name] for name in ShardFacts.__dataclass_fields__}
     except (OSError, KeyError) as error:
         raise DataError(f"{path}: found no readable shard ({error}); run verify, then preprocess again") from None
-    texts = {name: str(values[name]) for name in ("tokenizer_sha256", "split", "unit")}
-    numbers = {name: int(values[name]) for name in ("end_of_text_id", "tokens", "documents", "format_version")}
-    facts = ShardFacts(**texts, **numbers)
+    facts = ShardFacts(
+        tokenizer_sha256=str(values["tokenizer_sha256"]),
+        end_of_text_id=int(values["end_of_text_id"]),
+        split=str(values["split"]),
+        unit=str(values["unit"]),
+        tokens=int(values["tokens"]),
+        documents=int(values["documents"]),
+        format_version=int(values["format_version"]),
+    )
     if facts.format_version != FORMAT_VERSION:
         raise DataError(
             f"{path}: found format version {facts.format_version}, expected {FORMAT_VERSION}; preprocess again"
