@@ -1,16 +1,18 @@
-"""what pydantic found wrong with a config -> one message: each problem with found, expected, what to do."""
+"""what is wrong with a config -> one message: each problem with found, expected, what to do."""
 
-import copy
+import contextlib
 import difflib
 import types
 import typing
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from mistral.sections import Section
 
 Location = tuple[int | str, ...]
-SOURCES = ("files", "package", "hub")  # pydantic adds the kind of a source to the locations inside it
+SOURCES = ("files", "package", "hub")  # the kinds of a source, which pydantic adds to the locations inside it
 
 EXPECTED = {
     "int_type": "a whole number",
@@ -25,71 +27,77 @@ EXPECTED = {
     "model_type": "a mapping (key: value)",
     "tuple_type": "a list",
     "model_attributes_type": "a mapping (key: value)",
+    "mapping_type": "a mapping (key: value)",
+    "invalid_key": "keys that are text (quote them in YAML)",
+    "string_pattern_mismatch": "small letters, digits, '.', '_' and '-', with a letter or a digit first",
+    "too_short": "at least one entry",
+    "too_long": "fewer entries: pairs [every, until]",
 }
 
 
-def explain(raw: dict[str, Any], model: type[BaseModel], origin: str) -> str:
+def explain(raw: dict[str, Any], model: type[Section], error: ValidationError, origin: str) -> str:
     """All problems of a config in one text.
 
-    A section's own checks run only once its fields are valid. So that they are told together with the rest, what is
-    wrong is taken out and the remainder validated again.
+    Pydantic runs a section's own checks only once all its values are valid. So that they are told together with the
+    rest, each check runs here on the values that are valid.
 
     Args:
         raw: what the file says.
         model: the model that it does not fit.
+        error: what pydantic found.
         origin: the file's name.
     """
-    raw, problems, removed = copy.deepcopy(raw), list[str](), set[Location]()
-    while errors := _errors(raw, model):
-        news = [item for item in errors if item["type"] != "missing" or item["loc"] not in removed]
-        problems.extend(text for item in news if (text := _problem(item, model)) not in problems)
-        taken = [item["loc"] for item in errors if _take_out(raw, item)]
-        removed.update(taken)
-        if not taken:
-            break
+    within = {item["loc"][:-1] for item in error.errors()}  # a list with a wrong entry is not empty as well
+    told = [item for item in error.errors() if item["type"] != "value_error"]
+    values = [_problem(item, model) for item in told if item["type"] != "too_short" or item["loc"] not in within]
+    problems = list(dict.fromkeys([*values, *_what_is_valid(raw, model, ())[1]]))
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in problems)])
 
 
-def _errors(raw: dict[str, Any], model: type[BaseModel]) -> list[Any]:
-    try:
-        model.model_validate(raw)
-    except ValidationError as error:
-        return list(error.errors())
-    return []
+def _what_is_valid(raw: dict[str, Any], model: type[Section], where: Location) -> tuple[Section, list[str]]:
+    """A section that holds its valid values only, and the checks that fail on them."""
+    values, problems = dict[str, Any](), list[str]()
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if name not in raw:
+            values |= {} if field.is_required() else {name: field.get_default()}
+        elif isinstance(inner, type) and issubclass(inner, Section) and isinstance(raw[name], dict):
+            values[name], found = _what_is_valid(raw[name], inner, (*where, name))
+            problems += found
+        else:
+            with contextlib.suppress(ValidationError):
+                adapter: TypeAdapter[Any] = TypeAdapter(Annotated[inner, field])  # type: ignore[arg-type] # made at runtime
+                values[name] = adapter.validate_python(raw[name])
+    section = model.model_construct()
+    vars(section).clear()
+    vars(section).update(values)
+    for check in section.checks():
+        with contextlib.suppress(AttributeError):  # the check reads a value that is wrong itself
+            if text := check():
+                problems.append(text if ": found" in text else f"{_dotted(where)}: {text}")
+    return section, problems
 
 
-def _take_out(raw: dict[str, Any], item: Any) -> bool:
-    """Remove a value that is wrong by itself; a check over several values has nothing to remove."""
-    if item["type"] in ("missing", "value_error"):
-        return False
-    place: Any = raw
-    *parents, last = [part for part in item["loc"] if part not in SOURCES or part in item["loc"][-1:]]
-    for part in parents:
-        place = place.get(part) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or last not in place:
-        return False
-    del place[last]
-    return True
-
-
-def _problem(item: Any, model: type[BaseModel]) -> str:
-    location = [part for part in item["loc"] if part not in SOURCES or part in item["loc"][-1:]]
-    where = ".".join(str(part) for part in location)
-    kind, found = item["type"], item.get("input")
+def _problem(item: Any, model: type[Section]) -> str:
+    where, kind = _dotted(item["loc"]), item["type"]
     if kind == "extra_forbidden":
         return _unknown_key(where, str(item["loc"][-1]), valid_keys(model, item["loc"][:-1]))
     if kind == "missing":
-        return f"{where}: found nothing, expected a value; add the key"
-    if kind == "value_error":
-        text = str(item["ctx"]["error"]).removeprefix("Value error, ")
-        return text if text.startswith("training.") or not where else f"{where}: {text}"
+        return f"{where}: found nothing, expected a value; add it"
     expected = EXPECTED.get(kind) or _sentence(item["msg"])
-    return f"{where}: found {_shown(found)}, expected {expected}; change the value"
+    return f"{where}: found {_shown(item.get('input'))}, expected {expected}; change the value"
+
+
+def _dotted(location: Location) -> str:
+    """`data.source.files`: a place as a user writes it, without what pydantic adds to it."""
+    if location[:2] == ("data", "source"):
+        location = (*location[:2], *location[3:])  # without the kind of the source
+    return ".".join(str(part) for part in location if part != "[key]")
 
 
 def _sentence(message: str) -> str:
-    for start in ("Input should be ", "Value should have ", "String should ", "Input should have "):
+    for start in ("Input should be ", "Value should have ", "String should have ", "Input should have "):
         if message.startswith(start):
             return message.removeprefix(start)
     return message
@@ -131,7 +139,7 @@ def _models(annotation: Any) -> Iterator[Any]:
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         yield from _models(typing.get_args(annotation)[0])
-    elif origin in (dict, tuple, list, typing.Union, types.UnionType):
+    elif origin in (dict, Mapping, tuple, list, typing.Union, types.UnionType):
         for inner in typing.get_args(annotation):
             yield from _models(inner)
 

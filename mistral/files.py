@@ -14,13 +14,28 @@ from typing import Any
 from mistral.errors import MistralError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-BLOCK_BYTES = 1 << 20
 
 
 def canonical_json(value: Any) -> bytes:
-    """One byte string per value: sorted keys, no spaces, UTF-8 (the form that is hashed)."""
+    """One byte string per value: sorted keys, no spaces, UTF-8 (the form that is hashed).
+
+    Raises:
+        ValueError: a number is not finite, a text has no UTF-8 form, or a key is not text (JSON would turn it into
+            text, which sorts elsewhere once it is read back).
+    """
+    _refuse_other_keys(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
+
+
+def _refuse_other_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"found the key {wrong[0]!r} in a value for JSON, expected text")
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_other_keys(inner)
 
 
 def digest_of(value: Any) -> str:
@@ -134,14 +149,16 @@ def publish_bytes(path: Path, data: bytes) -> bool:
                 os.fsync(file.fileno())
             try:
                 os.link(temporary, path)
-            except FileExistsError:
-                return False
+                created = True
+            except FileExistsError:  # over NFS also when the answer to our own link was lost
+                created = path.samefile(temporary)
             fsync_folder(path.parent)
-            return True
+            return created
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder and what is in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    if folder.exists():
+        shutil.rmtree(folder)

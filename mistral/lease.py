@@ -1,7 +1,8 @@
 """one owner per run: fenced files lease-<n> in a folder, each made with link(2) from a complete file.
 
-The highest n owns the run. A file `lease-<n>.released` says that its owner left in order. The owner checks n before
-each commit, so one that was paused and superseded finds out before it can write.
+The highest n owns the run; older files stay, so that no number is ever used twice. A file `lease-<n>.released` says
+that its owner left in order. The owner checks n before each commit, so one that was paused and superseded finds out
+before it can write.
 """
 
 import re
@@ -58,7 +59,7 @@ def acquire(folder: Path, owner: Owner, is_alive: Callable[[Owner], bool | None]
     newest = _newest(folder)
     if newest and not (folder / f"lease-{newest:08d}.released").exists():
         former = _owner(folder, newest)
-        alive = False if superseded_by(former, owner) else is_alive(former)
+        alive = _still_owns(former, owner, is_alive)
         if alive:
             raise LeaseError(
                 f"{folder.name} is being trained already, by {describe(former)}; expected no other owner\n"
@@ -72,8 +73,13 @@ def acquire(folder: Path, owner: Owner, is_alive: Callable[[Owner], bool | None]
     lease = Lease(folder, newest + 1)
     if not publish_bytes(folder / f"lease-{lease.number:08d}", canonical_json(owner) + b"\n"):
         raise LeaseError(f"{folder.name}: another process took the lease at the same moment; it trains this run")
-    _remove_older(folder, lease.number)
     return lease
+
+
+def _still_owns(former: Owner, new: Owner, is_alive: Callable[[Owner], bool | None]) -> bool | None:
+    if not former:  # its file was damaged
+        return None
+    return False if superseded_by(former, new) else is_alive(former)
 
 
 def superseded_by(former: Owner, new: Owner) -> bool:
@@ -84,6 +90,8 @@ def superseded_by(former: Owner, new: Owner) -> bool:
 
 def describe(owner: Owner) -> str:
     """`process 4711 on node7` or `Slurm job 12_3, restart 1`."""
+    if not owner:
+        return "an unknown process"
     if owner.get("kind") == "slurm":
         return f"Slurm job {owner.get('job')}, restart {owner.get('restart')}"
     return f"process {owner.get('pid')} on {owner.get('host')}"
@@ -101,9 +109,3 @@ def _owner(folder: Path, number: int) -> Owner:
     except (FileNotFoundError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
-
-
-def _remove_older(folder: Path, number: int) -> None:
-    for path in folder.iterdir():
-        if (match := LEASE.match(path.name)) and int(match[1]) < number:
-            path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ link(2), which never overwrites. A record that exists means that the work is who
 append to, no database, and nothing is ordered by a clock.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
@@ -99,17 +100,18 @@ def parse_record(body: Any, origin: Path) -> Record:
     Raises:
         ManifestError: a field is missing, or a digest does not match.
     """
+    if isinstance(body, dict) and body.get("schema") != SCHEMA:
+        raise ManifestError(
+            f"{origin}: found schema {body.get('schema')}, expected {SCHEMA}; use the version of this program that "
+            "wrote it"
+        )
     try:
         files = tuple(FileEntry(**entry) for entry in body["files"])
         record = Record(**{**body, "key": tuple(body["key"]), "files": files})
         whole = record.digest == _digest(body)
         same = record.content == digest_of(_content(record.kind, record.key, record.config, record.inputs, files))
-    except (KeyError, TypeError) as error:
-        raise ManifestError(f"{origin}: found a record that lacks a field ({error}); {_ADVICE}") from None
-    if record.schema != SCHEMA:
-        raise ManifestError(
-            f"{origin}: found schema {record.schema}, expected {SCHEMA}; use the version of this program that wrote it"
-        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{origin}: found something that is not a record ({error}); {_ADVICE}") from None
     if not whole or not same:
         raise ManifestError(f"{origin}: found a record whose digest does not match its content; {_ADVICE}")
     return record
@@ -130,10 +132,12 @@ class Manifest:
         Raises:
             PathError: a part of the key is no plain name.
         """
-        parts = (stage, *key)
-        if any(not part or part.startswith(".") or "/" in part or "\0" in part for part in parts):
-            raise PathError(f"found the key {parts}, expected plain names without slashes or leading dots")
-        return self.workspace.manifest().joinpath(stage, *key[:-1], f"{key[-1]}.json")
+        if not key:
+            raise PathError(f"found no key below {stage}, expected the name of a unit")
+        return self._place(stage, *key[:-1], f"{key[-1]}.json")
+
+    def _place(self, *parts: str) -> Path:
+        return self.workspace.inside("/".join([self.workspace.manifest().name, *map(_plain, parts)]))
 
     def find(self, stage: str, key: Key) -> Record | None:
         """The record of a unit, or None if the unit is not finished.
@@ -146,6 +150,10 @@ class Manifest:
             body = read_json(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ManifestError(
+                f"{path}: found no readable file ({error.strerror}), expected a record; check its permissions"
+            ) from None
         except ValueError as error:
             raise ManifestError(f"{path}: found text that is not JSON ({error}); {_ADVICE}") from None
         record = parse_record(body, path)
@@ -166,7 +174,7 @@ class Manifest:
 
     def names(self, stage: str, key: Key = ()) -> list[str]:
         """Names of the recorded units below a key, sorted; reads one folder and no record."""
-        folder = self.workspace.manifest().joinpath(stage, *key)
+        folder = self._place(stage, *key)
         try:
             with os.scandir(folder) as entries:
                 return sorted(e.name[:-5] for e in entries if e.name.endswith(".json") and not e.name.startswith("."))
@@ -197,8 +205,9 @@ class Manifest:
     def remove(self, stage: str, key: Key) -> None:
         """Withdraw a record, before its files are removed (only states that are no longer needed)."""
         path = self.path(stage, key)
-        path.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            fsync_folder(path.parent)
 
     def damage(self, record: Record, quick: bool = False) -> list[str]:
         """What is wrong with the files of a record, one line each; sizes only if `quick`."""
@@ -207,15 +216,14 @@ class Manifest:
     def _damage_of(self, entry: FileEntry, quick: bool) -> str | None:
         try:
             path = self.workspace.inside(entry.path)
-            size = path.stat().st_size
+            if (size := path.stat().st_size) != entry.bytes:
+                return f"{entry.path}: found {size} bytes, expected {entry.bytes}"
+            if not quick and (found := sha256_of(path)) != entry.sha256:
+                return f"{entry.path}: found sha256 {found}, expected {entry.sha256}"
         except PathError as error:
             return str(error)
         except OSError as error:
             return f"{entry.path}: {error.strerror}, expected {entry.bytes} bytes"
-        if size != entry.bytes:
-            return f"{entry.path}: found {size} bytes, expected {entry.bytes}"
-        if not quick and (found := sha256_of(path)) != entry.sha256:
-            return f"{entry.path}: found sha256 {found}, expected {entry.sha256}"
         return None
 
     def entry(self, path: Path, sha256: str | None = None) -> FileEntry:
@@ -223,9 +231,18 @@ class Manifest:
         return FileEntry(self.workspace.relative(path), path.stat().st_size, sha256 or sha256_of(path))
 
 
+def _plain(part: str) -> str:
+    """One part of a key, which is the name of a file or folder."""
+    if not part or part.startswith(".") or "/" in part or "\0" in part:
+        raise PathError(f"found {part!r} in a key, expected a plain name without slashes or leading dots; rename it")
+    return part
+
+
 def difference(earlier: Record, later: Record) -> str:
     """What differs in the content of two records of one unit, one line each."""
     lines = []
+    if earlier.kind != later.kind:
+        lines.append(f"  kind: recorded {earlier.kind}, now {later.kind}")
     if earlier.config != later.config:
         lines.append(f"  config: recorded {earlier.config[:12]}, now {later.config[:12]}")
     for name in sorted(earlier.inputs.keys() | later.inputs.keys()):

@@ -40,7 +40,9 @@ def sequence_numbers(seed: int, positions: Int64, sequences: int) -> Int64:
 
 def round_keys(seed: int, epoch: int) -> UInt64:
     """(ROUNDS,) uint64 keys of one epoch's permutation."""
-    return generator(seed, "order", epoch).integers(0, 2**64, size=ROUNDS, dtype=np.uint64, endpoint=False)
+    # NumPy keeps the raw output of a bit generator for good, that of Generator's methods not (NEP 19).
+    raw: UInt64 = generator(seed, "order", epoch).bit_generator.random_raw(ROUNDS)
+    return raw
 
 
 def permute(values: Int64, size: int, keys: UInt64) -> Int64:

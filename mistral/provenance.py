@@ -40,12 +40,19 @@ def hardware() -> str:
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, with `+changes` if it was edited; None outside git."""
     folder = Path(mistral.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    # A package that is installed inside somebody's own repository is not part of it.
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git(folder, "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def made_by(**more: Any) -> dict[str, Any]:

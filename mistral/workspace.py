@@ -61,8 +61,16 @@ class Workspace:
         return self.root / "sources"
 
     def relative(self, path: Path) -> str:
-        """A path as records write it: inside the workspace, with forward slashes."""
-        return path.absolute().relative_to(self.root.absolute()).as_posix()
+        """A path as records write it: inside the workspace, with forward slashes.
+
+        Raises:
+            PathError: the path is not inside the workspace.
+        """
+        if not path.absolute().is_relative_to(self.root.absolute()):
+            raise PathError(f"found the file {path}, expected one inside the workspace {self.root}; put it there")
+        relative = path.absolute().relative_to(self.root.absolute()).as_posix()
+        self.inside(relative)
+        return relative
 
     def inside(self, relative: str) -> Path:
         """The file that a record names.
@@ -77,8 +85,11 @@ class Workspace:
                 "the record was not written by this program: remove it"
             )
         path = self.root / relative
-        root = self.root.resolve()
-        if not path.resolve().is_relative_to(root):
+        try:
+            stays = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that the file system cannot hold
+            stays = False
+        if not stays:
             raise PathError(
                 f"a record names the file {relative!r}, which a link takes out of the workspace {self.root}; "
                 "put the file itself there, or remove the record"

@@ -1,0 +1,115 @@
+"""one run and its siblings -> proof that they differ in nothing but their seeds, and that a resume changed nothing.
+
+A run begins with a record of its frozen config and of four things that a cohort shares: config, data, software and
+numerics. A sibling that differs is refused, and so is a resume with another config; a resume on other software or
+hardware is recorded, and ends the bitwise promise from there on.
+"""
+
+from typing import Any
+
+from mistral.config import Experiment
+from mistral.errors import ConfigError
+from mistral.files import digest_of
+from mistral.manifest import Manifest, Record, make_record
+from mistral.provenance import software
+
+ADVICE_FROZEN = (
+    "model, data, training (but logging_steps) and the seed are frozen once a run has begun\n"
+    "  set them back, or give the experiment another name"
+)
+
+
+def begin_facts(experiment: Experiment, seed: str, dataset: str, numerics: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a run's beginning says.
+
+    Args:
+        experiment: the config.
+        seed: the seed's name.
+        dataset: content digest of the dataset.
+        numerics: world size, ZeRO stage, threads, hardware, deterministic switches.
+    """
+    cohort = {
+        "config": experiment.shared_sections(),
+        "data": dataset,
+        "software": software(),
+        "numerics": numerics,
+    }
+    return {
+        "seed": seed,
+        "frozen": experiment.frozen_sections(seed),
+        "cohort": cohort,
+        "scheduled_steps": list(experiment.scheduled_steps()),
+    }
+
+
+def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[str], allow_drift: bool) -> Record:
+    """Record that a run begins, or check that it goes on as it began.
+
+    Args:
+        manifest: the records.
+        run: the run's name.
+        facts: what `begin_facts` gave.
+        siblings: names of the other runs of the experiment.
+        allow_drift: record a difference from the siblings instead of refusing it.
+
+    Raises:
+        ConfigError: the frozen config changed, or a sibling differs; shows the difference.
+    """
+    earlier = manifest.find("train", (run, "begin"))
+    if earlier is not None:
+        refuse_changes(earlier, facts["frozen"])
+        return earlier
+    drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
+    if drift and not allow_drift:
+        shown = "\n".join(f"  from {name}:\n" + "\n".join(f"    {line}" for line in drift[name]) for name in drift)
+        raise ConfigError(
+            f"{run} differs from its siblings in more than the seed:\n{shown}\n"
+            "  train it as they were trained, or say --allow-drift to record the difference"
+        )
+    config = digest_of(facts["frozen"])
+    return manifest.publish(
+        make_record(
+            "train/begin", (run, "begin"), config=config, inputs={"dataset": facts["cohort"]["data"]}, files=[],
+            facts={**facts, "drift": drift},
+        )
+    )  # fmt: skip
+
+
+def refuse_changes(earlier: Record, frozen: dict[str, Any]) -> None:
+    """Refuse to go on with another config than the run began with.
+
+    Raises:
+        ConfigError: lists each key with its value then and now.
+    """
+    changes = differences(earlier.facts["frozen"], frozen)
+    if changes:
+        shown = "\n".join(f"  {line}" for line in changes)
+        raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+
+
+def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step: int) -> list[str]:
+    """Record that a run goes on with other software or hardware than it began with; returns the differences."""
+    run = begun.key[0]
+    now = {name: facts["cohort"][name] for name in ("software", "numerics")}
+    then = {name: begun.facts["cohort"][name] for name in now}
+    changes = differences(then, now)
+    if changes:
+        name = f"step-{step:08d}-{digest_of(now)[:8]}"
+        key = (run, "drift", name)
+        if manifest.find("train", key) is None:
+            facts = {"step": step, "changes": changes}
+            manifest.publish(make_record("train/drift", key, config=begun.config, inputs={}, files=[], facts=facts))
+    return changes
+
+
+def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:
+    record = manifest.find("train", (sibling, "begin"))
+    return differences(record.facts["cohort"], cohort) if record else []
+
+
+def differences(then: Any, now: Any, where: str = "") -> list[str]:
+    """`training.learning_rate: was 0.0006, is 0.0003`, one line for each leaf that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        return [line for key in keys for line in differences(then.get(key), now.get(key), f"{where}.{key}".lstrip("."))]
+    return [] if then == now else [f"{where}: was {then!r}, is {now!r}"]

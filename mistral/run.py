@@ -1,0 +1,88 @@
+"""experiment, seed, dataset, ranks -> one run: its name, its numerics, its streams, and the record of its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mistral.batches import require_sequences
+from mistral.config import Experiment, to_yaml
+from mistral.dataset import open_split
+from mistral.engine import Ranks
+from mistral.files import write_bytes
+from mistral.manifest import Manifest, Record, make_record
+from mistral.metrics import read_metrics
+from mistral.shards import TokenStream
+from mistral.workspace import step_name
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run is made of; the same on every rank."""
+
+    experiment: Experiment
+    seed: str
+    manifest: Manifest
+    dataset: Record
+    ranks: Ranks
+    threads: int
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """`alias-gpt2-small-x21`."""
+        return self.experiment.run_name(self.seed)
+
+    def numerics(self) -> dict[str, Any]:
+        """What decides the bits besides config, data and software."""
+        hardware = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "world_size": self.ranks.world_size,
+            "zero_stage": self.experiment.training.zero_stage,
+            "threads": self.threads,
+            "device": hardware,
+            "deterministic": self.experiment.training.deterministic,
+        }
+
+    def open_split(self, split: str) -> TokenStream:
+        """The sequences of a split."""
+        stream: TokenStream = open_split(self.manifest.workspace, self.dataset, split, self.experiment.seq_len)
+        require_sequences(stream, split, self.dataset.key[0])
+        return stream
+
+
+def complete(run: Run) -> None:
+    """Record that the run has reached its last step, when everything else of it is recorded."""
+    facts, manifest = summary(run), run.manifest
+    last = step_name(run.experiment.training.max_steps)
+    weights = manifest.get("train", (run.name, "weights", last), "run train again")
+    begun = manifest.get("train", (run.name, "begin"), "run train again")
+    inputs = {"weights": weights.content}
+    manifest.publish(
+        make_record("train/complete", (run.name, "complete"), config=begun.config, inputs=inputs, files=[], facts=facts)
+    )
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The last losses of a run, its throughput, and the promise it can claim, from its metrics and records."""
+    lines = list(read_metrics(run.manifest.workspace.metrics(run.name)))
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line["evaluation"]["validation"] for line in lines if "evaluation" in line]
+    rates = sorted(line["timing"]["tokens_per_second"] for line in steps)
+    drifted = bool(run.manifest.names("train", (run.name, "drift")))
+    return {
+        "steps": run.experiment.training.max_steps,
+        "train_loss": steps[-1]["loss"],
+        "validation_loss": evaluations[-1]["loss"] if evaluations else None,
+        "perplexity": evaluations[-1]["perplexity"] if evaluations else None,
+        "tokens_per_second": rates[len(rates) // 2],
+        "promise": "same bits" if run.experiment.training.deterministic and not drifted else "close numbers",
+    }
+
+
+def write_config(run: Run) -> None:
+    """Keep the resolved config beside the run, for people; records hold what counts."""
+    path = run.manifest.workspace.run(run.name) / "config.yaml"
+    data = to_yaml(run.experiment).encode("utf-8")
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)

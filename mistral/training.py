@@ -1,0 +1,251 @@
+"""run -> checkpoints and metrics: the training of one run on one rank, from its last state to its last step."""
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from mistral import engine
+from mistral.checkpoints import Checkpoints, SavedState, newest_state, read_state, require_weights
+from mistral.cohort import record_drift
+from mistral.config import Experiment
+from mistral.errors import NonFiniteLoss, Stopped
+from mistral.evaluation import evaluate, probe_loss, probe_sequences, sum_over_ranks
+from mistral.lease import Lease
+from mistral.loop import Loop, build_loop
+from mistral.manifest import Record
+from mistral.metrics import Metrics
+from mistral.progress import Progress
+from mistral.run import Run, complete
+from mistral.schedule import learning_rate
+from mistral.workspace import step_number
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The right to write into a run, which rank 0 has: the lease, the record of the beginning, and the facts now."""
+
+    lease: Lease
+    begun: Record
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller brings: how to stop, and where progress goes."""
+
+    stop_requested: Callable[[], bool]
+    progress: Progress
+
+
+class Keeper:
+    """What rank 0 keeps of a run: its metrics and checkpoints. Other ranks have none."""
+
+    def __init__(self, run: Run, ownership: Ownership, step: int) -> None:
+        workspace = run.manifest.workspace
+        self._stack = ExitStack()
+        self.checkpoints = self._stack.enter_context(open_checkpoints(run, ownership))
+        tensorboard = workspace.run(run.name) / "tensorboard"
+        self.metrics = self._stack.enter_context(Metrics(workspace.metrics(run.name), tensorboard, step))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def open_checkpoints(run: Run, ownership: Ownership) -> Checkpoints:
+    """The writer of a run's checkpoints."""
+    return Checkpoints(run.manifest, run.name, ownership.begun.config, run.dataset.content, ownership.lease)
+
+
+def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
+    """Train a run from its newest whole state, or from step 0, to its last step.
+
+    Args:
+        run: what to train; all ranks call this together.
+        ownership: the right to write; rank 0 has it.
+        hooks: the caller's side.
+
+    Raises:
+        Stopped: stop was requested; a state is saved.
+        NonFiniteLoss: the loss is not a number; the last good state is kept.
+        StorageError: the disk is full; everything committed so far is whole.
+    """
+    state = find_state(run, ownership, hooks.progress)
+    loop = build_loop(run, state)
+    if ownership is None:
+        drive(loop, None, hooks)
+        return
+    for change in record_drift(run.manifest, ownership.begun, ownership.facts, loop.step):
+        hooks.progress.say(
+            f"{run.name}: goes on with other software or hardware ({change}); recorded, same bits no more"
+        )
+    with Keeper(run, ownership, loop.step) as keeper:
+        hooks.progress.start(f"train {run.name}", run.experiment.training.max_steps, "steps", loop.step)
+        try:
+            drive(loop, keeper, hooks)
+        finally:
+            hooks.progress.finish()
+        keeper.checkpoints.wait()
+        complete(run)
+
+
+def find_state(run: Run, ownership: Ownership | None, progress: Progress) -> SavedState | None:
+    """The state to go on from: rank 0 finds and checks it, all ranks read it."""
+    choice: list[int | None] = [choose_state(run, ownership, progress) if ownership else None]
+    if run.ranks.world_size > 1:
+        dist.broadcast_object_list(choice, src=0, device=run.device)
+    step = choice[0]
+    return None if step is None else read_state(run.manifest.workspace.state(run.name, step))
+
+
+def choose_state(run: Run, ownership: Ownership, progress: Progress) -> int | None:
+    """The step of the newest whole state; what is damaged or unfinished is removed on the way."""
+    store, manifest = open_checkpoints(run, ownership), run.manifest
+    store.remove_rubbish()
+    record, damaged = newest_state(manifest, run.name)
+    for step, problems in damaged:
+        progress.say(f"{run.name}: the state of step {step} is damaged and will not be used: {'; '.join(problems)}")
+        store.withdraw_state(step)
+    if record is None:
+        if manifest.names("train", (run.name, "weights")):
+            progress.say(f"{run.name}: found no whole state, starting again from step 0")
+        return None
+    step = step_number(record.key[-1])
+    require_weights(manifest, run.name, [due for due in run.experiment.scheduled_steps() if due <= step])
+    progress.say(f"{run.name}: going on from step {step}")
+    return step
+
+
+def drive(loop: Loop, keeper: Keeper | None, hooks: Hooks) -> None:
+    """Step until the last step, saving, logging and evaluating when they are due. All ranks together."""
+    experiment = loop.run.experiment
+    last, scheduled = experiment.training.max_steps, set(experiment.scheduled_steps())
+    saved_at = time.monotonic()
+    if loop.step == 0:
+        save_weights(loop, keeper)
+    while loop.step < last:
+        loss, norm = loop.advance()
+        due_by_time = keeper is not None and _minutes_since(saved_at) >= _resume_minutes(experiment)
+        loss, stop, save = agree(loop, loss, hooks.stop_requested(), due_by_time)
+        if keeper:
+            log_step(loop, keeper, loss, norm)
+            hooks.progress.advance(1, loss=loss)
+            keeper.checkpoints.raise_errors()
+        if loop.step % experiment.evaluation.every_steps == 0 or loop.step == last:
+            log_evaluation(loop, keeper)
+        if loop.step in scheduled:
+            save_weights(loop, keeper)
+        if stop or save or loop.step % experiment.checkpoints.resume_every_steps == 0 or loop.step == last:
+            save_state(loop, keeper)
+            saved_at = time.monotonic()
+        if stop and loop.step < last:
+            stop_here(loop, keeper)
+
+
+def agree(loop: Loop, loss: float, stop: bool, save: bool) -> tuple[float, bool, bool]:
+    """Mean loss over the ranks, and whether any of them wants to stop or to save; the same answer on every rank.
+
+    Raises:
+        NonFiniteLoss: the loss of this step is not a finite number.
+    """
+    world_size = loop.run.ranks.world_size
+    values = torch.tensor([loss, float(stop), float(save)], dtype=torch.float64)
+    if world_size > 1:
+        values = sum_over_ranks(values, loop.engine.device)
+    mean = float(values[0]) / world_size
+    if not torch.isfinite(values[0]):
+        raise NonFiniteLoss(
+            f"{loop.run.name}: found loss {mean} at step {loop.step}, expected a finite number; nothing after the last "
+            "state was saved or will be published\n  lower training.learning_rate, lengthen warmup_steps, or use "
+            "precision bf16 or fp32, under another experiment name"
+        )
+    return mean, bool(values[1]), bool(values[2])
+
+
+def _minutes_since(moment: float) -> float:
+    return (time.monotonic() - moment) / 60
+
+
+def _resume_minutes(experiment: Experiment) -> float:
+    return experiment.checkpoints.resume_every_minutes or float("inf")
+
+
+def log_step(loop: Loop, keeper: Keeper, loss: float, norm: float) -> None:
+    """Write the metrics of this step, if it is one to log."""
+    training = loop.run.experiment.training
+    if loop.step % training.logging_steps and loop.step != training.max_steps:
+        return
+    memory: dict[str, float] = {"host_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    if loop.engine.device.type == "cuda":
+        memory["device_gigabytes"] = torch.cuda.max_memory_allocated(loop.engine.device) / 1e9
+    line = {
+        "step": loop.step,
+        "loss": loss,
+        "learning_rate": learning_rate(training, loop.step - 1),
+        "grad_norm": norm if norm < float("inf") else None,
+        "tokens": loop.tokens(),
+        "timing": loop.timing(),
+        "memory": memory,
+    }
+    keeper.metrics.log(line)
+
+
+def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
+    """Measure the validation loss on all ranks and write it down on rank 0."""
+    if loop.validation is None:
+        return
+    experiment, start = loop.run.experiment, time.monotonic()
+    size, limit = experiment.training.micro_batch_size, experiment.evaluation.max_sequences
+    result = evaluate(loop.engine, loop.validation, size, limit, loop.run.ranks)
+    if keeper:
+        keeper.metrics.log({"step": loop.step, "evaluation": {"validation": result}})
+    loop.started += time.monotonic() - start  # training's throughput does not count it
+
+
+def save_weights(loop: Loop, keeper: Keeper | None) -> None:
+    """Gather the weights on all ranks, and write them on rank 0 in the background."""
+    start = time.monotonic()
+    sequences = probe_sequences(loop.validation or loop.batches.stream)
+    loss = probe_loss(loop.engine, sequences)
+    tensors = engine.gather_weights(loop.engine, keep=keeper is not None)
+    if keeper:
+        facts = {"step": loop.step, "tokens": loop.tokens(), "probe": {"loss": loss, "sequences": sequences}}
+        keeper.checkpoints.save_weights(
+            loop.step, tensors, loop.config_json, facts, numerics=loop.run.numerics(), threads=loop.run.threads
+        )
+    loop.started += time.monotonic() - start
+
+
+def save_state(loop: Loop, keeper: Keeper | None) -> None:
+    """Gather parameters and moments on all ranks, and write them on rank 0; old states go when it is committed."""
+    start = time.monotonic()
+    weights = engine.gather_weights(loop.engine, keep=keeper is not None)
+    moments = engine.gather_moments(loop.engine, keep=keeper is not None)
+    numbers = {"updates": engine.optimizer_steps(loop.engine), "loss_scale": engine.loss_scale_state(loop.engine)}
+    if keeper:
+        keeper.metrics.make_durable()
+        tensors = {f"param/{name}": tensor for name, tensor in weights.items()} | moments
+        keeper.checkpoints.save_state(loop.step, tensors, numbers, numerics=loop.run.numerics())
+        keeper.checkpoints.keep_newest_states(loop.run.experiment.checkpoints.keep_resumable)
+    loop.started += time.monotonic() - start
+
+
+def stop_here(loop: Loop, keeper: Keeper | None) -> None:
+    """Leave in order: everything committed, then all ranks together.
+
+    Raises:
+        Stopped: always.
+    """
+    if keeper:
+        keeper.checkpoints.wait()
+    if loop.run.ranks.world_size > 1:
+        dist.barrier()
+    raise Stopped(f"{loop.run.name}: stopped at step {loop.step} with its state saved\n  run the same command to go on")

@@ -1,0 +1,298 @@
+"""command line -> one call of a command: the only file that parses arguments, prints results and sets exit codes."""
+
+import errno
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from mistral import __version__
+from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from pipeline.options import (
+    Command,
+    debug_option,
+    json_option,
+    seed_option,
+    set_option,
+    stage,
+    task_options,
+    workspace_option,
+)
+
+if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
+    from pipeline.context import Context
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, package_name="mistral-pipeline")
+@debug_option
+def cli() -> None:
+    """Train the same GPT-2 with several seeds, and publish every checkpoint.
+
+    Three stages that meet in a workspace: preprocess, train, export. Each may be run again at any time: it finds what
+    is recorded and does what is missing.
+
+    \b
+    Example:
+      mistral-pipeline run quickstart
+    """
+
+
+def require_local(context: "Context", task: int | None) -> None:
+    """Stages run on this machine, or as single tasks inside a job.
+
+    Raises:
+        ConfigError: the cluster file asks for Slurm, and no task is named.
+    """
+    if context.cluster.executor == "slurm" and task is None:
+        raise ConfigError(
+            f"--cluster {context.cluster.name}: found executor slurm, and this version does not submit jobs itself\n"
+            "  call it with --task N inside a job of your own, or use --cluster local"
+        )
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline run quickstart --workspace /scratch/me/quickstart")
+@stage
+@seed_option
+@click.option("--sample/--no-sample", default=True, help="End with a sample of generated text.")
+def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bool) -> None:
+    """All three stages: preprocess, train, export."""
+    require_local(context, None)
+    from dataclasses import replace
+
+    from pipeline.train import choose_seeds, train
+
+    chosen = choose_seeds(context.experiment, seeds)
+    do_preprocess(context, None, None)
+    failure: Findings | None = None
+    try:
+        train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
+    except Findings as error:  # a seed that failed holds nobody back: what is recorded is exported
+        failure = error
+    do_export(context, seeds, (), None, None)
+    show_results(context, chosen, as_json)
+    if failure:
+        raise failure
+    if sample and not as_json:
+        show_sample(context, chosen[0], None, "KING.", 60)
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline preprocess gpt2-small --workspace /scratch/owt")
+@stage
+@task_options(tasks=True)
+def preprocess(context: "Context", *, as_json: bool, task: int | None, tasks: int | None) -> None:
+    """Tokenize the corpus and pack it into HDF5 shards."""
+    require_local(context, task)
+    show(do_preprocess(context, task, tasks), as_json)
+
+
+def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> Any:
+    """The stage, or one task of it."""
+    from pipeline.preprocess import preprocess
+
+    resources = context.cluster.stages.preprocess
+    return preprocess(
+        context.experiment, context.workspace, context.progress,
+        tasks=tasks or resources.tasks, task=task, workers=resources.cpus_per_task,
+    )  # fmt: skip
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline train gpt2-small --seed alias --workspace /scratch/owt")
+@stage
+@seed_option
+@task_options(tasks=False)
+@click.option("--allow-drift", is_flag=True, help="Train a seed that differs from its siblings, and record how.")
+@click.option("--steal-lease", is_flag=True, help="Take a run over from a process that cannot be asked.")
+def train(
+    context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
+) -> None:
+    """Train the seeds, one run each; goes on from the last state of a run that was stopped or killed."""
+    from dataclasses import replace
+
+    from pipeline import train as command
+
+    require_local(context, task)
+    flags = [f for f, on in (("--allow-drift", allow_drift), ("--steal-lease", steal_lease)) if on]
+    context = replace(context, task_arguments=(*context.task_arguments, *flags))
+    if task is not None:
+        command.train_task(context, task, command.TrainOptions(allow_drift, steal_lease))
+        return
+    failure: Findings | None = None
+    try:
+        command.train(context, seeds)
+    except Findings as error:
+        failure = error
+    show_results(context, command.choose_seeds(context.experiment, seeds), as_json)
+    if failure:
+        raise failure
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline export gpt2-small --seed alias --step 1000 --step 2000")
+@stage
+@seed_option
+@click.option("--step", "steps", type=click.IntRange(min=0), multiple=True, metavar="N", help="Only this step.")
+@click.option("--all-steps", is_flag=True, help="Every recorded step (the default without --step).")
+@task_options(tasks=True)
+def export(
+    context: "Context",
+    *,
+    as_json: bool,
+    seeds: tuple[str, ...],
+    steps: tuple[int, ...],
+    all_steps: bool,
+    task: int | None,
+    tasks: int | None,
+) -> None:
+    """Turn recorded checkpoints into Hugging Face model folders."""
+    if steps and all_steps:
+        raise click.UsageError("--step and --all-steps exclude each other; give one of them")
+    require_local(context, task)
+    show(do_export(context, seeds, steps, task, tasks), as_json)
+
+
+def do_export(
+    context: "Context", seeds: tuple[str, ...], steps: tuple[int, ...], task: int | None, tasks: int | None
+) -> Any:
+    """The stage, or one task of it."""
+    from pipeline.export import export
+
+    return export(
+        context.experiment, context.workspace, context.progress,
+        seeds=seeds, steps=steps, tasks=tasks or context.cluster.stages.export.tasks, task=task,
+    )  # fmt: skip
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline status quickstart --watch")
+@click.argument("experiment", required=False)
+@workspace_option
+@set_option
+@click.option("--watch", is_flag=True, help="Show it again every 10 seconds, until Ctrl-C.")
+@json_option
+@debug_option
+def status(experiment: str | None, workspace: Path, overrides: tuple[str, ...], watch: bool, as_json: bool) -> None:
+    """How far each run is; without EXPERIMENT, all runs of the workspace."""
+    import time
+
+    from mistral.config import load_experiment
+    from mistral.workspace import Workspace
+    from pipeline.status import status
+
+    loaded = load_experiment(experiment, overrides) if experiment else None
+    while True:
+        report = status(loaded, Workspace(workspace.absolute()))
+        click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_table())
+        if not watch:
+            return
+        time.sleep(10)
+        click.clear()
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline verify quickstart --quick")
+@click.argument("experiment", required=False)
+@workspace_option
+@set_option
+@click.option("--quick", is_flag=True, help="Compare sizes only; without it every byte is hashed.")
+@json_option
+@debug_option
+def verify(experiment: str | None, workspace: Path, overrides: tuple[str, ...], quick: bool, as_json: bool) -> None:
+    """Check every file against its record, and every record against those it was made from."""
+    from mistral.config import load_experiment
+    from mistral.workspace import Workspace
+    from pipeline.reporter import Reporter
+    from pipeline.verify import verify
+
+    loaded = load_experiment(experiment, overrides) if experiment else None
+    report = verify(Workspace(workspace.absolute()), Reporter(), loaded, quick)
+    show(report, as_json)
+    if report.problems:
+        raise Findings(
+            f"found {len(report.problems)} problems, expected none; restore these files, or remove their records and "
+            "run the stage again"
+        )
+
+
+@cli.command(cls=Command, epilog='Example:\n  mistral-pipeline generate quickstart --seed alias --prompt "KING."')
+@stage
+@click.option("--seed", required=True, metavar="NAME", help="Whose model.")
+@click.option("--step", type=click.IntRange(min=0), metavar="N", help="Which exported step; the last unless given.")
+@click.option("--prompt", required=True, metavar="TEXT", help="What the text begins with.")
+@click.option("--tokens", default=100, show_default=True, type=click.IntRange(min=1), help="Tokens to add at most.")
+def generate(context: "Context", *, as_json: bool, seed: str, step: int | None, prompt: str, tokens: int) -> None:
+    """Continue a prompt with an exported model."""
+    from pipeline.train import choose_seeds
+
+    [chosen] = choose_seeds(context.experiment, [seed])
+    show_sample(context, chosen, step, prompt, tokens, as_json=as_json)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print what a stage returned."""
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else result.as_text())
+
+
+def show_results(context: "Context", seeds: list[str], as_json: bool) -> None:
+    """Print the final table."""
+    from pipeline.results import as_table, results
+
+    rows = results(context, seeds)
+    click.echo(json.dumps(rows, indent=2) if as_json else as_table(rows))
+
+
+def show_sample(
+    context: "Context", seed: str, step: int | None, prompt: str, tokens: int, *, as_json: bool = False
+) -> None:
+    """Print generated text."""
+    from pipeline.generate import generate, newest_export
+
+    folder = newest_export(context, seed, step)
+    text = generate(folder, prompt, tokens, temperature=0.8, seed=context.experiment.seeds[seed].init)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "text": text}, indent=2))
+    else:
+        click.echo(f"\nA sample of {folder.parent.name}, {folder.name}:\n\n{text}")
+
+
+def fail(error: BaseException, code: int, debug: bool) -> NoReturn:
+    """Print an error for the user and exit."""
+    if debug:
+        traceback.print_exception(error)
+    name = type(error).__name__
+    click.echo(f"{name}: {error}", err=True)
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Entry point: maps outcomes to exit codes."""
+    from pipeline.local import die_with_parent, stop_on_sigterm
+
+    die_with_parent()
+    stop_on_sigterm()
+    debug = "--debug" in sys.argv
+    try:
+        code = cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MistralError as error:
+        fail(error, error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        fail(Stopped("stopped by Ctrl-C\n  run the same command to go on"), Stopped.exit_code, debug)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        fail(error, MistralError.exit_code, debug)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else os.EX_OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""exported checkpoint and prompt -> text."""
+
+from pathlib import Path
+
+from mistral.errors import ManifestError
+from mistral.randomness import torch_seed
+from mistral.workspace import step_number
+from pipeline.context import Context
+
+
+def newest_export(context: Context, seed: str, step: int | None) -> Path:
+    """The folder of an exported step; the last one by number unless a step is given.
+
+    Raises:
+        ManifestError: nothing is exported, or not that step; lists what is.
+    """
+    run = context.experiment.run_name(seed)
+    steps = sorted(step_number(name) for name in context.manifest.names("export", (run,)))
+    if not steps or (step is not None and step not in steps):
+        found = ", ".join(map(str, steps[-10:])) or "none"
+        raise ManifestError(
+            f"{run}: found exported steps {found}, expected {'at least one' if step is None else step}\n"
+            f"  run: mistral-pipeline export {context.experiment.name}"
+        )
+    return context.workspace.export(run, steps[-1] if step is None else step)
+
+
+def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """Continue a prompt by sampling from an exported model, on the CPU.
+
+    Args:
+        folder: a Hugging Face model folder.
+        prompt: text; the end-of-text token stands before it, as before each document in training.
+        tokens: how many tokens are added at most.
+        temperature: of the softmax; must be above 0.
+        seed: names the random stream, so that the same call gives the same text.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    start = [model.config.eos_token_id, *tokenizer(prompt)["input_ids"]]
+    ids = torch.tensor([start])  # (1, tokens) int64
+    generator = torch.Generator().manual_seed(torch_seed(seed, "sample"))
+    with torch.no_grad():
+        for _ in range(tokens):
+            logits = model(ids[:, -model.config.n_positions :]).logits[:, -1]  # (1, vocabulary)
+            probabilities = torch.softmax(logits / temperature, dim=-1)
+            ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
+            if ids[0, -1] == model.config.eos_token_id:
+                break
+    text: str = tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+    return text

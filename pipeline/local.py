@@ -1,0 +1,171 @@
+"""tasks -> processes on this machine, and the ranks of a task; signals go to the children, none outlives its parent."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mistral.errors import Stopped
+
+PARENT = "MISTRAL_PARENT_PID"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+PR_SET_PDEATHSIG = 1
+# How long the other ranks may take to end by themselves once one has stopped in order, or has failed.
+PATIENCE_SECONDS = {Stopped.exit_code: 30.0}
+PATIENCE_AFTER_FAILURE_SECONDS = 3.0
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it dies, however it dies (Linux, prctl(2))."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """The command that runs this program again."""
+    return [sys.executable, "-m", "pipeline.cli", *arguments]
+
+
+def run_together(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
+    """Run one process per environment and wait for all of them; what they print goes to stderr.
+
+    Signals that ask to stop are passed on. When one process fails, the others are ended: they would wait for it in a
+    collective for ever.
+
+    Returns:
+        exit codes in order; negative numbers are signals, as subprocess gives them.
+    """
+    parent = {PARENT: str(os.getpid())}
+    children: list[subprocess.Popen[bytes]] = []
+    former = {number: signal.signal(number, _forward_to(children)) for number in FORWARDED}
+    try:
+        for environment in environments:
+            children.append(subprocess.Popen(command, stdout=2, env={**os.environ, **parent, **environment}))
+        return _wait_for(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _forward_to(children: list[subprocess.Popen[bytes]]) -> Any:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    return forward
+
+
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[int]:
+    deadline = None
+    while True:
+        codes = [child.poll() for child in children]
+        ended = [code for code in codes if code is not None]
+        if len(ended) == len(children):
+            return ended
+        if any(ended) and deadline is None:
+            worst = next(code for code in ended if code)
+            deadline = time.monotonic() + PATIENCE_SECONDS.get(worst, PATIENCE_AFTER_FAILURE_SECONDS)
+        if deadline is not None and time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.05)
+
+
+def rank_environments(ranks: int) -> list[dict[str, str]]:
+    """What each of `ranks` processes on this machine needs to find the others."""
+    port = free_port()
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared, **address} for rank in range(ranks)]
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class StopFlag:
+    """Raised by SIGINT, SIGTERM or SIGUSR2; the training loop looks at it between two steps."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._former = {number: signal.signal(number, self._raise) for number in FORWARDED}
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.raised
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+
+    def restore(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM and SIGUSR2 end this process in order, like Ctrl-C, wherever no StopFlag is up."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(f"stopped by {signal.Signals(number).name}\n  run the same command to go on")
+
+
+# --- who owns a run ---------------------------------------------------------------------------------------------
+
+
+def process_owner() -> dict[str, Any]:
+    """This process, as a lease names it."""
+    pid = os.getpid()
+    return {
+        "kind": "local",
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid": pid,
+        "start_time": _start_time(pid),
+    }
+
+
+def is_alive(owner: dict[str, Any]) -> bool | None:
+    """Whether the process that a lease names still runs; None if it ran on another machine."""
+    if owner.get("kind") != "local" or owner.get("host") != socket.gethostname():
+        return None
+    if owner.get("boot_id") != _boot_id():
+        return False
+    return _start_time(int(owner["pid"])) == owner.get("start_time")
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks since boot at which a process began; None if it does not run or is a zombie (proc(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in parentheses may hold spaces
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,198 @@
+"""dataset -> trained runs: one task per seed, each in a process of its own, with its ranks beside it."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mistral.cohort import refuse_changes
+from mistral.config import Experiment
+from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from mistral.manifest import Manifest, Record
+from mistral.progress import Silent
+from pipeline import local
+from pipeline.context import Context
+
+if TYPE_CHECKING:  # torch is imported where a run is trained, and nowhere else
+    from mistral.run import Run
+    from mistral.training import Ownership
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says besides the experiment."""
+
+    allow_drift: bool = False
+    steal_lease: bool = False
+
+
+def train(context: Context, names: Sequence[str] = ()) -> None:
+    """Train seeds one after the other on this machine, each in a process of its own.
+
+    Args:
+        context: what to train, and where.
+        names: the seeds; all of the experiment unless given.
+
+    Raises:
+        Findings: some seeds failed; lists them.
+        Stopped: stopped on a signal.
+    """
+    experiment, manifest = context.experiment, context.manifest
+    experiment.training.accumulation_steps(context.cluster.stages.train.world_size())
+    seeds, failed = choose_seeds(experiment, names), []
+    for seed in seeds:
+        if is_complete(experiment, seed, manifest):
+            context.progress.say(f"{experiment.run_name(seed)}: complete, nothing to train")
+            continue
+        dataset_record(experiment, manifest)
+        task = ("--task", str(list(experiment.seeds).index(seed)))
+        [code] = local.run_together(local.command_line((*context.task_arguments, *task)), [{}])
+        if code == Stopped.exit_code:
+            raise Stopped("training stopped in order\n  run the same command to go on")
+        if code == MistralError.exit_code:
+            raise MistralError(f"{experiment.run_name(seed)}: not trained; the reason is above")
+        if code:
+            failed.append(f"{seed} ({describe_exit(code)})")
+    if failed:
+        raise Findings(
+            f"found that {len(failed)} of {len(seeds)} seeds failed: {', '.join(failed)}; the reasons are above\n"
+            "  run the same command to go on from their last states"
+        )
+
+
+def choose_seeds(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    """The seeds to work on, in config order.
+
+    Raises:
+        ConfigError: names the seeds that exist.
+    """
+    unknown = [name for name in names if name not in experiment.seeds]
+    if unknown:
+        raise ConfigError(
+            f"--seed: found {', '.join(unknown)}, expected seeds of {experiment.name}: {', '.join(experiment.seeds)}; "
+            "name one of these"
+        )
+    return [seed for seed in experiment.seeds if not names or seed in names]
+
+
+def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
+    """Whether a run has nothing left to do.
+
+    Raises:
+        ConfigError: its frozen config changed.
+    """
+    run = experiment.run_name(seed)
+    begun = manifest.find("train", (run, "begin"))
+    if begun is not None:
+        refuse_changes(begun, experiment.frozen_sections(seed))
+    return manifest.find("train", (run, "complete")) is not None
+
+
+def describe_exit(code: int) -> str:
+    """`exit code 3` or `killed by signal 9`."""
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
+    """The seal of the experiment's dataset.
+
+    Raises:
+        ManifestError: the dataset is not whole; counts what is there.
+    """
+    dataset = experiment.data.dataset_name()
+    units = len(manifest.names("preprocess", (dataset,)))
+    advice = f"{units} units of {dataset} are recorded; run: mistral-pipeline preprocess {experiment.name}"
+    return manifest.get("preprocess", (dataset, "dataset"), advice)
+
+
+# --- one task, one rank -----------------------------------------------------------------------------------------
+
+
+def train_task(context: Context, task: int, options: TrainOptions) -> None:
+    """One task of the stage: the seed with that number in config order, trained here.
+
+    With RANK in the environment this process is that rank; otherwise it starts the cluster file's ranks.
+    """
+    experiment, stage = context.experiment, context.cluster.stages.train
+    seeds = list(experiment.seeds)
+    if task >= len(seeds):
+        raise ConfigError(f"--task: found {task}, expected 0 to {len(seeds) - 1}, one for each seed; see status")
+    seed, run = seeds[task], experiment.run_name(seeds[task])
+    if is_complete(experiment, seed, context.manifest):
+        context.progress.say(f"{run}: complete, nothing to train")
+        return
+    experiment.training.accumulation_steps(stage.world_size())
+    if "RANK" in os.environ or stage.ranks_per_node == 1:
+        be_rank(context, seed, dataset_record(experiment, context.manifest), options)
+        return
+    command = local.command_line((*context.task_arguments, "--task", str(task)))
+    report_ranks(run, local.run_together(command, local.rank_environments(stage.ranks_per_node)))
+
+
+def report_ranks(run: str, codes: list[int]) -> None:
+    """Turn the exit codes of the ranks into one outcome.
+
+    Raises:
+        Stopped: the ranks stopped in order.
+        MistralError: one failed with a message of its own.
+        Findings: one died.
+    """
+    if not any(codes):
+        return
+    if all(code == Stopped.exit_code for code in codes):
+        raise Stopped(f"{run}: stopped with its state saved\n  run the same command to go on")
+    listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
+    error = MistralError if MistralError.exit_code in codes else Findings
+    raise error(f"{run}: {listed}; the reason is above\n  run the same command to go on from the last state")
+
+
+def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions) -> None:
+    """Be one rank of a run, from connecting to the last step."""
+    stop = local.StopFlag()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    from mistral import engine
+    from mistral.run import Run
+    from mistral.training import Hooks
+    from mistral.training import train as train_run
+
+    training, stage = context.experiment.training, context.cluster.stages.train
+    ranks = engine.Ranks.from_environment()
+    engine.prepare_process(training, stage.threads_per_rank)
+    device = engine.connect(ranks, training, stage.gpus_per_node > 0)
+    run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
+    try:
+        if ranks.rank == 0:
+            with owned(run, options) as ownership:
+                train_run(run, ownership, Hooks(stop, context.progress))
+        else:
+            train_run(run, None, Hooks(stop, Silent()))
+    finally:
+        stop.restore()
+        engine.disconnect()
+
+
+@contextlib.contextmanager
+def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
+    """Own a run: its lease, and the record of its beginning.
+
+    Raises:
+        LeaseError: another process owns it.
+        ConfigError: its frozen config changed, or it differs from its siblings.
+    """
+    from mistral import cohort, lease
+    from mistral.run import write_config
+    from mistral.training import Ownership
+
+    experiment = run.experiment
+    siblings = [experiment.run_name(seed) for seed in experiment.seeds if seed != run.seed]
+    facts = cohort.begin_facts(experiment, run.seed, run.dataset.content, run.numerics())
+    folder = run.manifest.workspace.run(run.name)
+    held = lease.acquire(folder, local.process_owner(), local.is_alive, steal=options.steal_lease)
+    try:
+        begun = cohort.begin(run.manifest, run.name, facts, siblings, options.allow_drift)
+        write_config(run)
+        yield Ownership(held, begun, facts)
+    finally:
+        held.release()
