@@ -47,10 +47,11 @@ def explain(raw: dict[str, Any], model: type[Section], error: ValidationError, o
         error: what pydantic found.
         origin: the file's name.
     """
-    within = {item["loc"][:-1] for item in error.errors()}  # a list with a wrong entry is not empty as well
     told = [item for item in error.errors() if item["type"] != "value_error"]
-    values = [_problem(item, model) for item in told if item["type"] != "too_short" or item["loc"] not in within]
-    problems = list(dict.fromkeys([*values, *_what_is_valid(raw, model, ())[1]]))
+    within = {item["loc"][:end] for item in told for end in range(len(item["loc"]))}
+    # Pydantic calls a list empty as well if none of its entries is right.
+    told = [item for item in told if item["type"] != "too_short" or item["loc"] not in within]
+    problems = [*(_problem(item, model) for item in told), *_what_is_valid(raw, model, ())[1]]
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in problems)])
 
@@ -93,7 +94,8 @@ def _dotted(location: Location) -> str:
     """`data.source.files`: a place as a user writes it, without what pydantic adds to it."""
     if location[:2] == ("data", "source"):
         location = (*location[:2], *location[3:])  # without the kind of the source
-    return ".".join(str(part) for part in location if part != "[key]")
+    parts = [str(part) for part in location if part != "[key]"]
+    return ".".join(part if part.isprintable() else repr(part) for part in parts)
 
 
 def _sentence(message: str) -> str:

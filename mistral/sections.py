@@ -59,9 +59,11 @@ class Seeds(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_number_for_all(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return {"init": value, "data": value, "dropout": value}
-        return value
+        if isinstance(value, dict | Seeds):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            raise PydanticCustomError("seed", "a whole number from 0 to 2^63 - 1, or one each of init, data, dropout")
+        return {"init": value, "data": value, "dropout": value}
 
     def label(self) -> str:
         """`21`, or `21-49-7` where the streams differ; part of the run's name."""
@@ -199,7 +201,7 @@ class Training(Section):
     logging_steps: Positive = 50
 
     def checks(self) -> tuple[Check, ...]:
-        """Micro batches fill the batch, and the warm-up ends."""
+        """Micro batches fill the batch."""
         return (self._uneven_batch,)
 
     def _uneven_batch(self) -> str | None:

@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(value: dict[str, Any]) -> str:
     """YAML text that `read_yaml`, or any other reader of YAML, takes for the same value."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # with escapes: PyYAML folds U+0085 if left as it is
     return text
 
 

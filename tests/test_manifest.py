@@ -56,7 +56,9 @@ def test_a_record_is_never_torn(manifest: Manifest, fork: ForkContext):
         os.kill(writer.pid or 0, signal.SIGKILL)
         writer.join()
 
-    units = [(f"owt-{attempt}", name) for attempt in range(61) for name in manifest.names("preprocess", (f"owt-{attempt}",))]
+    units = [
+        (f"owt-{attempt}", name) for attempt in range(61) for name in manifest.names("preprocess", (f"owt-{attempt}",))
+    ]
     assert len(units) > 60
     for unit in units:
         record = manifest.find("preprocess", unit)
