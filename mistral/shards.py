@@ -7,6 +7,7 @@ int64, counted within the shard. docs/formats.md has the whole format.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,7 +17,7 @@ from mistral.errors import DataError
 from mistral.files import written_beside
 
 FORMAT_VERSION = 1
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[Any]  # uint16 or uint32
 Int64 = npt.NDArray[np.int64]
 
 

@@ -1,0 +1,100 @@
+"""recorded units -> one sealed dataset, and a split of it -> a stream of sequences."""
+
+from typing import Any
+
+from mistral.config import Experiment
+from mistral.errors import DataError, ManifestError
+from mistral.files import digest_of
+from mistral.manifest import Manifest, Record, make_record
+from mistral.shards import TokenStream, locate_tokens
+from mistral.tokens import Tokenizer
+from mistral.workspace import Workspace
+
+SEAL = "dataset"
+HASHED_BELOW_BYTES = 1_000_000_000  # datasets above are checked by size at the start of a run, and by verify
+
+
+def unit_names(manifest: Manifest, dataset: str) -> list[str]:
+    """Recorded units of a dataset, sorted."""
+    return [name for name in manifest.names("preprocess", (dataset,)) if name != SEAL]
+
+
+def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units: list[Record]) -> Record:
+    """Record that a dataset is whole.
+
+    Args:
+        manifest: where the record goes.
+        experiment: whose data it is.
+        tokenizer: what made the tokens.
+        units: the records of all units, in order.
+
+    Raises:
+        DataError: a split has less than one sequence.
+    """
+    dataset = experiment.data.dataset_name()
+    splits = {split: _totals(units, split) for split in ("train", "validation")}
+    for split, totals in splits.items():
+        wanted = split == "train" or experiment.data.has_validation()
+        if wanted and totals["tokens"] < experiment.seq_len:
+            _refuse_empty(dataset, split, totals["tokens"], experiment.seq_len)
+    folder = manifest.workspace.tokenizer(dataset)
+    skipped: dict[str, int] = {}
+    for record in units:
+        for reason, count in record.facts["skipped"].items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    facts = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "end_of_text_id": tokenizer.end_of_text_id,
+        "tokenizer_sha256": tokenizer.sha256,
+        "splits": splits,
+        "skipped": skipped,
+    }
+    files = [manifest.entry(path) for path in sorted(folder.iterdir())]
+    inputs = {record.key[-1]: record.content for record in units}
+    config = digest_of(experiment.data.model_dump(mode="json"))
+    record = make_record("preprocess/dataset", (dataset, SEAL), config=config, inputs=inputs, files=files, facts=facts)
+    return manifest.publish(record)
+
+
+def _totals(units: list[Record], split: str) -> dict[str, Any]:
+    parts = [(record.key[-1], record.facts["splits"][split]) for record in units]
+    return {
+        "documents": sum(part["documents"] for _, part in parts),
+        "tokens": sum(part["tokens"] for _, part in parts),
+        "text_bytes": sum(part["text_bytes"] for _, part in parts),
+        "units": [[name, part["tokens"]] for name, part in parts if part["tokens"]],
+    }
+
+
+def _refuse_empty(dataset: str, split: str, tokens: int, seq_len: int) -> None:
+    advice = "raise data.validation_fraction (0 for no validation)" if split == "validation" else "lower the fraction"
+    raise DataError(
+        f"{dataset}: found {tokens} tokens in the {split} split, expected at least one sequence of {seq_len}\n"
+        f"  give it more text, {advice}, or shorten training.seq_len"
+    )
+
+
+def open_split(workspace: Workspace, dataset: Record, split: str, seq_len: int) -> TokenStream:
+    """The sequences of a split of a sealed dataset, its shards checked against their records.
+
+    Raises:
+        ManifestError: a shard changed since it was recorded; names it.
+    """
+    manifest, name = Manifest(workspace), dataset.key[0]
+    units = [unit for unit, _ in dataset.facts["splits"][split]["units"]]
+    quick = dataset.facts["splits"][split]["tokens"] * 2 > HASHED_BELOW_BYTES
+    problems, shards = [], []
+    for unit in units:
+        record = manifest.get("preprocess", (name, unit), "run verify, then preprocess again")
+        if record.content != dataset.inputs[unit]:
+            problems.append(f"unit {unit}: its record is not the one that the dataset was sealed with")
+        problems += manifest.damage(record, quick)
+        if not problems:
+            shards.append(locate_tokens(workspace.shard(name, split, unit)))
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:10])
+        raise ManifestError(
+            f"{name}: found {len(problems)} shards that changed since they were recorded:\n{listed}\n"
+            f"  restore them, or remove manifest/preprocess/{name} and data/{name} and preprocess again"
+        )
+    return TokenStream(shards, seq_len)
