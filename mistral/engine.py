@@ -5,6 +5,7 @@ ZeRO stage and the number of ranks: so a state that 2 ranks saved can be resumed
 bf16 is torch's autocast over fp32 parameters (DeepSpeed's own bf16 mode would round the initial weights).
 """
 
+import ctypes
 import datetime
 import os
 import warnings
@@ -46,6 +47,8 @@ def prepare_process(training: Training, threads: int) -> None:
     Must run before CUDA and NCCL start.
     """
     torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        _keep_memory()
     if not training.deterministic:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -54,6 +57,15 @@ def prepare_process(training: Training, threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory instead of mapping it anew in each step (mallopt(3)); a third of the time on a CPU."""
+    trim_threshold, mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
 
 
 def connect(ranks: Ranks, training: Training, needs_gpu: bool) -> torch.device:

@@ -120,7 +120,7 @@ def _json_parser(field: str) -> Callable[[bytes], str]:
     decode = msgspec.json.Decoder(struct).decode
 
     def parse(line: bytes) -> str:
-        text: str = decode(line).text  # type: ignore[attr-defined]
+        text: str = decode(line).text
         return text
 
     return parse

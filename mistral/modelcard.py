@@ -1,0 +1,111 @@
+"""records of a checkpoint -> the README.md of its exported folder; no timestamps, equal input gives equal bytes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mistral.config import Experiment
+from mistral.manifest import Record
+
+HEADER = """---
+language: en
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gpt2
+- reproducibility
+- training-dynamics
+---
+"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card is written from."""
+
+    experiment: Experiment
+    seed: str
+    begun: Record
+    weights: Record
+    dataset: Record
+    metrics: list[dict[str, Any]]  # lines up to the checkpoint's step
+
+
+def model_card(facts: CardFacts) -> str:
+    """The model card as markdown."""
+    run, step = facts.weights.key[0], facts.weights.facts["step"]
+    last = facts.experiment.training.max_steps
+    sections = [
+        f"# {run}, checkpoint {step}\n\nGPT-2 trained from scratch with `mistral-pipeline`, seed `{facts.seed}`, after "
+        f"{step:,} of {last:,} steps and {facts.weights.facts['tokens']:,} tokens.",
+        "## How to load it\n\n" + _usage(facts, run, step),
+        "## Measured\n\n" + _measured(facts),
+        "## Data\n\n" + _data(facts),
+        "## Seeds\n\n" + _table(facts.experiment.seeds[facts.seed].model_dump()),
+        "## Architecture\n\n" + _table(facts.experiment.model.model_dump(mode="json")),
+        "## Hyperparameters\n\n" + _table(facts.experiment.training.model_dump(mode="json")),
+        "## Lineage\n\n" + _lineage(facts),
+        "## Software and numerics\n\n"
+        + _table(facts.begun.facts["cohort"]["software"] | facts.begun.facts["cohort"]["numerics"]),
+        "## Reproducibility\n\n" + _promise(facts),
+    ]
+    return HEADER + "\n" + "\n\n".join(sections) + "\n"
+
+
+def _table(values: dict[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    return f"| | |\n|---|---|\n{rows}"
+
+
+def _usage(facts: CardFacts, run: str, step: int) -> str:
+    organization = facts.experiment.export.organization
+    place = (
+        f'"{organization}/{run}", revision="checkpoint-{step}"'
+        if organization
+        else f'"exports/{run}/checkpoint-{step}"'
+    )
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({place})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({place})\n```"
+    )
+
+
+def _measured(facts: CardFacts) -> str:
+    steps = [line for line in facts.metrics if "loss" in line]
+    evaluations = [line for line in facts.metrics if "evaluation" in line]
+    rows: dict[str, Any] = {"probe loss (fp32, fixed sequences)": facts.weights.facts["probe"]["loss"]}
+    if steps:
+        rows[f"training loss at step {steps[-1]['step']}"] = steps[-1]["loss"]
+    if evaluations:
+        for name, value in evaluations[-1]["evaluation"]["validation"].items():
+            rows[f"validation {name} at step {evaluations[-1]['step']}"] = value
+    return _table(rows)
+
+
+def _data(facts: CardFacts) -> str:
+    data = facts.experiment.data
+    splits = facts.dataset.facts["splits"]
+    rows = {split: f"{part['documents']:,} documents, {part['tokens']:,} tokens" for split, part in splits.items()}
+    rule = (
+        "as given by the source"
+        if data.brings_validation()
+        else f"documents whose sha256, read as a fraction, is below {data.validation_fraction}"
+    )
+    return _table({"dataset": facts.dataset.key[0], "tokenizer": data.tokenizer, **rows, "validation split": rule})
+
+
+def _lineage(facts: CardFacts) -> str:
+    rows = {"dataset": facts.dataset.content, "weights": facts.weights.content}
+    if "parent" in facts.weights.inputs:
+        rows["parent checkpoint"] = facts.weights.inputs["parent"]
+    return _table(rows)
+
+
+def _promise(facts: CardFacts) -> str:
+    if not facts.experiment.training.deterministic:
+        return "Trained without deterministic algorithms: another training gives close numbers, not the same bits."
+    return (
+        "The same config, data, software, hardware model, world size and threads give the same bits, also through "
+        "interruptions; otherwise the same batches in the same order, and close numbers."
+    )
