@@ -1,4 +1,4 @@
-"""recorded checkpoint -> a Hugging Face model folder that transformers loads, checked against the checkpoint's probe."""
+"""recorded checkpoint -> a Hugging Face model folder, loaded by transformers and checked against the probe."""
 
 import os
 import shutil
@@ -46,7 +46,9 @@ def export_checkpoint(
     make_folder(temporary)
     try:
         with storage_errors(folder):
-            _fill(temporary, experiment, seed, manifest, weights, dataset)
+            begun = manifest.get("train", (run, "begin"), "run verify")
+            metrics = [line for line in read_metrics(manifest.workspace.metrics(run)) if line["step"] <= step]
+            _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics))
             check_probe(temporary, weights, experiment.model.attn_implementation)
             files = [_durable(manifest, path, folder) for path in sorted(temporary.iterdir())]
             fsync_folder(temporary)
@@ -63,24 +65,19 @@ def export_checkpoint(
     )
 
 
-def _fill(
-    folder: Path, experiment: Experiment, seed: str, manifest: Manifest, weights: Record, dataset: Record
-) -> None:
+def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> None:
     from transformers import GenerationConfig, GPT2Config
 
-    run, step = weights.key[0], weights.facts["step"]
+    run, step = facts.weights.key[0], facts.weights.facts["step"]
     source = manifest.workspace.weights(run, step)
     link_or_copy(source / "model.safetensors", folder / "model.safetensors")
     shutil.copyfile(source / "config.json", folder / "config.json")
     config = GPT2Config.from_pretrained(source)
     generation = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
     generation.save_pretrained(folder)
-    for path in manifest.workspace.tokenizer(dataset.key[0]).iterdir():
+    for path in manifest.workspace.tokenizer(facts.dataset.key[0]).iterdir():
         shutil.copyfile(path, folder / path.name)
-    begun = manifest.get("train", (run, "begin"), "run verify")
-    metrics = [line for line in read_metrics(manifest.workspace.metrics(run)) if line["step"] <= step]
-    card = model_card(CardFacts(experiment, seed, begun, weights, dataset, metrics))
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -61,7 +61,7 @@ def _open(path: Path, form: str) -> BinaryIO:
     if form.endswith(".zst"):
         import zstandard
 
-        return io.BufferedReader(zstandard.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
+        return io.BufferedReader(zstandard.open(path, "rb"), 1 << 20)
     return path.open("rb", buffering=1 << 20)
 
 
@@ -116,7 +116,7 @@ def _lines_before(path: Path, piece: Piece, ranged: bool) -> int:
 
 def _json_parser(field: str) -> Callable[[bytes], str]:
     """Reads only the text field of a JSON object; the rest is skipped over, not built."""
-    struct = msgspec.defstruct("Line", [("text", str)], rename={"text": field})
+    struct: Any = msgspec.defstruct("Line", [("text", str)], rename={"text": field})
     decode = msgspec.json.Decoder(struct).decode
 
     def parse(line: bytes) -> str:

