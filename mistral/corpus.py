@@ -13,11 +13,19 @@ from typing import Any
 
 from mistral.config import Experiment, FilesSource, HubSource, PackageSource
 from mistral.errors import DataError
-from mistral.files import digest_of, make_folder, remove_folder, storage_errors, temporary_beside
-from mistral.workspace import Workspace
+from mistral.files import (
+    digest_of,
+    fsync_file,
+    fsync_folder,
+    make_folder,
+    remove_folder,
+    storage_errors,
+    temporary_beside,
+)
 
-FORMATS = (".jsonl.gz", ".jsonl.zst", ".jsonl", ".parquet", ".txt", ".md")
+FORMATS = (".jsonl.gz", ".jsonl.zst", ".jsonl", ".json", ".parquet", ".txt", ".md")
 COMPRESSED = (".jsonl.gz", ".jsonl.zst")
+JSON_LINES = (".jsonl", ".json", *COMPRESSED)
 DATASET = "dataset"  # a folder of datasets.Dataset.save_to_disk
 BY_HASH = "hash"
 
@@ -26,7 +34,7 @@ BY_HASH = "hash"
 class Piece:
     """A part of one source file.
 
-    `start` and `stop` count bytes of .jsonl, .txt and .md, row groups of parquet, rows of a dataset folder; of a
+    `start` and `stop` count bytes of .jsonl, .json, .txt and .md, row groups of parquet, rows of a dataset folder; of a
     compressed stream they are 0 and its size. `split` is train, validation, or hash for a split by document hash.
     """
 
@@ -63,11 +71,17 @@ class Plan:
     paths: dict[str, Path]
 
 
-def plan_units(experiment: Experiment, workspace: Workspace) -> Plan:
+def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Plan:
     """Cut the source of an experiment into units.
 
+    Args:
+        experiment: whose data section names the source.
+        sources: the folder for datasets of the Hub.
+        fetch: whether a dataset that is not in that folder yet may be fetched.
+
     Raises:
-        DataError: a glob matches nothing, a file has no known format, a package is not installed.
+        DataError: a glob matches nothing, a file has no known format or is in both splits, a package is not installed,
+            a dataset is not there.
     """
     data, source = experiment.data, experiment.data.source
     split = "train" if data.brings_validation() or not data.validation_fraction else BY_HASH
@@ -75,18 +89,36 @@ def plan_units(experiment: Experiment, workspace: Workspace) -> Plan:
     pieces: list[Piece] = []
     limit = data.unit_megabytes * 1_000_000
     if isinstance(source, HubSource):
-        folder = saved_dataset(experiment, source, workspace)
+        folder = saved_dataset(experiment, source, sources, fetch)
         wanted = [(source.split, split)]
         wanted += [(source.validation_split, "validation")] if source.validation_split else []
         for name, target in wanted:
             paths[name] = folder
-            pieces.extend(_dataset_pieces(folder, name, target, limit))
+            pieces.extend(_dataset_pieces(folder, name, target, limit, data.brings_validation()))
     else:
-        for pattern, root, target in _patterns(experiment, source, split):
-            for path, name in _matches(pattern, root, paths):
-                paths[name] = path
-                pieces.extend(_file_pieces(path, name, target, source.document == "line", limit))
+        for path, name, target in _files(experiment, source, split):
+            paths[name] = path
+            pieces.extend(_file_pieces(path, name, target, source.document == "line", limit))
     return Plan(tuple(_units(pieces, limit)), paths)
+
+
+def _files(experiment: Experiment, source: FilesSource | PackageSource, split: str) -> Iterator[tuple[Path, str, str]]:
+    """Each file once, with a name that no other has and that holds no folder of this machine, and its split."""
+    splits: dict[Path, str] = {}
+    names: set[str] = set()
+    for number, (pattern, root, target) in enumerate(_patterns(experiment, source, split)):
+        for path, name in _matches(pattern, root):
+            place = path.resolve()
+            if place not in splits:
+                splits[place] = target
+                unique = f"{number}:{name}" if name in names else name
+                names.add(unique)
+                yield path, unique, target
+            elif splits[place] != target:
+                raise DataError(
+                    f"data.source: found {path} in both files and validation_files, expected it in one of them\n"
+                    "  narrow the globs: a model must not be trained on its validation text"
+                )
 
 
 def _patterns(
@@ -112,7 +144,7 @@ def _package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _matches(pattern: str, root: Path, taken: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+def _matches(pattern: str, root: Path) -> Iterator[tuple[Path, str]]:
     """Files that a glob matches, sorted, with their names below the glob's fixed part."""
     found = sorted(path for path in _glob(pattern, root) if path.is_file())
     if not found:
@@ -121,8 +153,7 @@ def _matches(pattern: str, root: Path, taken: dict[str, Path]) -> Iterator[tuple
     magic = next((i for i, part in enumerate(fixed) if glob.has_magic(part)), len(fixed))
     base = root.joinpath(*fixed[:magic])
     for path in found:
-        name = path.relative_to(base).as_posix()
-        yield path, name if taken.get(name, path) == path else str(path)
+        yield path, path.relative_to(base).as_posix()
 
 
 def _glob(pattern: str, root: Path) -> Iterator[Path]:
@@ -138,7 +169,7 @@ def _file_pieces(path: Path, name: str, split: str, line_documents: bool, limit:
             f"data.source: found {path}, expected a file that ends in {', '.join(FORMATS)}; narrow the glob"
         )
     size = path.stat().st_size
-    by_line = form == ".jsonl" or (line_documents and form in (".txt", ".md"))
+    by_line = form in (".jsonl", ".json") or (line_documents and form in (".txt", ".md"))
     if form == ".parquet":
         yield from _parquet_pieces(path, name, split)
     elif by_line and size > limit:
@@ -156,7 +187,7 @@ def _parquet_pieces(path: Path, name: str, split: str) -> Iterator[Piece]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: found a file that is not parquet ({error}), expected parquet; replace it") from None
     for i, size in enumerate(sizes):
         yield Piece(name, ".parquet", i, i + 1, size, split)
@@ -179,7 +210,7 @@ def _units(pieces: list[Piece], limit: int) -> Iterator[Unit]:
 # --- datasets of the Hub ----------------------------------------------------------------------------------------
 
 
-def saved_dataset(experiment: Experiment, source: HubSource, workspace: Workspace) -> Path:
+def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetch: bool) -> Path:
     """The folder of a saved dataset: the one that is named, or one fetched from the Hub into the workspace once.
 
     Raises:
@@ -189,8 +220,10 @@ def saved_dataset(experiment: Experiment, source: HubSource, workspace: Workspac
     if local.is_dir():
         return local.absolute()
     name = source.hub.replace("/", "--")
-    folder = workspace.sources() / f"{name}-{digest_of(source.model_dump(mode='json'))[:8]}"
+    folder = sources / f"{name}-{digest_of(source.model_dump(mode='json'))[:8]}"
     if not folder.exists():
+        if not fetch:
+            raise DataError(f"data.source.hub: found no {folder}, expected the fetched dataset; fetch it again")
         _fetch(source, folder)
     return folder
 
@@ -210,7 +243,8 @@ def _fetch(source: HubSource, folder: Path) -> None:
         )
         with storage_errors(folder):
             loaded.save_to_disk(str(temporary))
-            temporary.rename(folder)
+            _make_durable(temporary)
+            _take_place(temporary, folder)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data.source.hub: found no dataset {source.hub} at revision {source.revision} ({error})\n"
@@ -221,11 +255,27 @@ def _fetch(source: HubSource, folder: Path) -> None:
         remove_folder(temporary)
 
 
-def open_dataset(folder: Path, split: str) -> Any:
+def _make_durable(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        (fsync_folder if path.is_dir() else fsync_file)(path)
+    fsync_folder(folder)
+
+
+def _take_place(temporary: Path, folder: Path) -> None:
+    """Rename a whole folder, unless another process was first with the same one."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    fsync_folder(folder.parent)
+
+
+def open_dataset(folder: Path, split: str, brings_validation: bool = False) -> Any:
     """One split of a folder written by Dataset.save_to_disk or DatasetDict.save_to_disk.
 
     Raises:
-        DataError: it is no such folder, or has no such split.
+        DataError: it is no such folder, has no such split, or has none at all though two are wanted.
     """
     import datasets
 
@@ -234,14 +284,19 @@ def open_dataset(folder: Path, split: str) -> Any:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: found no dataset ({error}), expected what save_to_disk writes; check it") from None
     if not isinstance(loaded, datasets.DatasetDict):
+        if brings_validation:
+            raise DataError(
+                f"{folder}: found a dataset without splits, expected one with a validation split; save a DatasetDict, "
+                "or leave out data.source.validation_split"
+            )
         return loaded
     if split not in loaded:
         raise DataError(f"{folder}: found the splits {', '.join(loaded)}, expected {split}; set data.source.split")
     return loaded[split]
 
 
-def _dataset_pieces(folder: Path, split: str, target: str, limit: int) -> Iterator[Piece]:
-    dataset = open_dataset(folder, split)
+def _dataset_pieces(folder: Path, split: str, target: str, limit: int, brings_validation: bool) -> Iterator[Piece]:
+    dataset = open_dataset(folder, split, brings_validation)
     rows, size = len(dataset), dataset.data.nbytes
     each = max(1, rows * limit // max(size, 1))
     for start in range(0, rows, each):

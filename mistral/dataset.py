@@ -1,12 +1,13 @@
 """recorded units -> one sealed dataset, and a split of it -> a stream of sequences."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from mistral.config import Experiment
 from mistral.errors import DataError, ManifestError
 from mistral.files import digest_of
 from mistral.manifest import Manifest, Record, make_record
-from mistral.shards import TokenStream, locate_tokens
+from mistral.shards import MappedShard, TokenStream, token_dtype
 from mistral.tokens import Tokenizer
 from mistral.workspace import Workspace
 
@@ -30,8 +31,10 @@ def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units
 
     Raises:
         DataError: a split has less than one sequence.
+        ManifestError: a shard is gone, or was made with another tokenizer.
     """
     dataset = experiment.data.dataset_name()
+    _require_whole(manifest, dataset, tokenizer, units)
     splits = {split: _totals(units, split) for split in ("train", "validation")}
     for split, totals in splits.items():
         wanted = split == "train" or experiment.data.has_validation()
@@ -54,6 +57,24 @@ def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units
     config = digest_of(experiment.data.model_dump(mode="json"))
     record = make_record("preprocess/dataset", (dataset, SEAL), config=config, inputs=inputs, files=files, facts=facts)
     return manifest.publish(record)
+
+
+def _require_whole(manifest: Manifest, dataset: str, tokenizer: Tokenizer, units: list[Record]) -> None:
+    problems = []
+    for record in units:
+        problems += manifest.damage(record, quick=True)
+        if record.facts["tokenizer_sha256"] != tokenizer.sha256:
+            problems.append(f"unit {record.key[-1]} was made with another tokenizer")
+    if problems:
+        _refuse(dataset, problems)
+
+
+def _refuse(dataset: str, problems: list[str]) -> NoReturn:
+    listed = "\n".join(f"  {problem}" for problem in problems[:10])
+    raise ManifestError(
+        f"{dataset}: found {len(problems)} shards that changed since they were recorded:\n{listed}\n"
+        f"  restore them, or remove manifest/preprocess/{dataset} and data/{dataset} and preprocess again"
+    )
 
 
 def _totals(units: list[Record], split: str) -> dict[str, Any]:
@@ -82,19 +103,19 @@ def open_split(workspace: Workspace, dataset: Record, split: str, seq_len: int) 
     """
     manifest, name = Manifest(workspace), dataset.key[0]
     units = [unit for unit, _ in dataset.facts["splits"][split]["units"]]
-    quick = dataset.facts["splits"][split]["tokens"] * 2 > HASHED_BELOW_BYTES
+    dtype = token_dtype(dataset.facts["vocabulary_size"])
+    quick = dataset.facts["splits"][split]["tokens"] * dtype.itemsize > HASHED_BELOW_BYTES
     problems, shards = [], []
     for unit in units:
         record = manifest.get("preprocess", (name, unit), "run verify, then preprocess again")
         if record.content != dataset.inputs[unit]:
             problems.append(f"unit {unit}: its record is not the one that the dataset was sealed with")
-        problems += manifest.damage(record, quick)
+        path = workspace.shard(name, split, unit)
+        own = [entry for entry in record.files if entry.path == workspace.relative(path)]
+        problems += manifest.damage(replace(record, files=tuple(own)), quick)
         if not problems:
-            shards.append(locate_tokens(workspace.shard(name, split, unit)))
+            offset = record.facts["splits"][split]["offset"]
+            shards.append(MappedShard(path, offset, record.facts["splits"][split]["tokens"], dtype.str))
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:10])
-        raise ManifestError(
-            f"{name}: found {len(problems)} shards that changed since they were recorded:\n{listed}\n"
-            f"  restore them, or remove manifest/preprocess/{name} and data/{name} and preprocess again"
-        )
+        _refuse(name, problems)
     return TokenStream(shards, seq_len)

@@ -1,24 +1,53 @@
-"""WikiText's tokenized text -> text as people write it, on which GPT-2's perplexities are measured."""
+"""tokenized WikiText -> plain English: spaces that its tokenizer put in are taken out again.
+
+The same effect as the detokenizer that Megatron-LM and the published GPT-2 evaluations use, so that perplexities can be
+compared with theirs.
+"""
 
 import re
 
-RULES = [
-    (re.compile(r" @([-,.])@ "), r"\1"),  # 1 @,@ 000 -> 1,000
-    (re.compile(r" ([:;.!?,)\]}]|'s\b|'(?=s ))"), r"\1"),
-    (re.compile(r"([(\[{]) "), r"\1"),
-    (re.compile(r"\" ([^\"]*?) \""), r'"\1"'),
-    (re.compile(r"' ([^']*?) '"), r"'\1'"),
-    (re.compile(r"= = = ="), "===="),
-    (re.compile(r"= = ="), "==="),
-    (re.compile(r"= ="), "=="),
-    (re.compile(r" (N|°) "), r" \1"),
-    (re.compile(r" \n"), "\n"),
-    (re.compile(r"\n "), "\n"),
-]
+# In this order: a later replacement may act on what an earlier one left.
+NUMBERS_AND_PUNCTUATION = (
+    ("s '", "s'"),
+    (" @-@ ", "-"),
+    (" @,@ ", ","),
+    (" @.@ ", "."),
+    (" : ", ": "),
+    (" ; ", "; "),
+    (" . ", ". "),
+    (" ! ", "! "),
+    (" ? ", "? "),
+    (" , ", ", "),
+)
+PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
+HEADINGS_AND_REST = (
+    ("= = = =", "===="),
+    ("= = =", "==="),
+    ("= =", "=="),
+    (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),
+    (" 's", "'s"),
+)
+
+
+def _pattern(left: str, right: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(left)}\s*([^{re.escape(right)}]*){re.escape(right)}")
+
+
+PATTERNS = tuple((_pattern(left, right), left, right) for left, right in PAIRS)
 
 
 def detokenize_wikitext(text: str) -> str:
-    """Undo the spaces and markers that WikiText puts around punctuation, numbers and headings."""
-    for pattern, replacement in RULES:
-        text = pattern.sub(replacement, text)
+    """Undo WikiText's tokenization: ` @-@ `, spaces around punctuation and inside brackets, `= = Heading = =`."""
+    text = _replace_all(text, NUMBERS_AND_PUNCTUATION)
+    for pattern, left, right in PATTERNS:
+        text = pattern.sub(lambda found, a=left, b=right: a + found[1].rstrip() + b, text)  # type: ignore[misc] # a, b
+    return _replace_all(text, HEADINGS_AND_REST)
+
+
+def _replace_all(text: str, replacements: tuple[tuple[str, str], ...]) -> str:
+    for old, new in replacements:
+        text = text.replace(old, new)
     return text

@@ -60,7 +60,7 @@ def prepare_process(training: Training, threads: int) -> None:
 
 
 def _keep_memory() -> None:
-    """Let glibc keep freed memory instead of mapping it anew in each step (mallopt(3)); saves a third of a CPU's time."""
+    """Let glibc keep freed memory instead of mapping it anew in each step (mallopt(3)); saves a third of the time."""
     trim_threshold, mmap_max = -1, -4
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -68,7 +68,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _storage_error(path, error) from error
     except Exception as error:
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+        if any(text in str(error) for text in ("No space left on device", "Disk quota exceeded", "File too large")):
             raise _storage_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
         raise
 

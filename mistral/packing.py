@@ -14,6 +14,7 @@ from mistral.config import Data
 from mistral.corpus import BY_HASH, Unit
 from mistral.detokenize import detokenize_wikitext
 from mistral.errors import DataError
+from mistral.files import storage_errors
 from mistral.readers import Bad, read_piece
 from mistral.shards import Int64, Tokens, token_dtype
 from mistral.tokens import Tokenizer
@@ -45,7 +46,8 @@ class Stream:
         self.text_bytes += text_bytes
         self._held += len(ids) + 1
         if self._held > SPILL_TOKENS:
-            self._spilled.write(np.concatenate(self._blocks).tobytes())
+            with storage_errors(self.folder / "unnamed temporary file"):
+                self._spilled.write(np.concatenate(self._blocks).tobytes())
             self._blocks, self._held = [], 0
 
     def blocks(self) -> Iterator[Tokens]:
@@ -97,33 +99,38 @@ class Packer:
         Args:
             unit: what to read.
             paths: where its files are.
-            advance: told the bytes of each piece when it is done.
+            advance: told the bytes of source that were read since the last call, about; together the unit's.
 
         Raises:
             DataError: a document cannot be read, and data.on_bad_document is stop.
         """
         for piece in unit.pieces:
+            left = piece.bytes
             for document in read_piece(paths[piece.name], piece, self.data.text_field):
                 if isinstance(document, Bad):
                     self._refuse(document)
-                else:
-                    self._add(document, piece.split)
-            advance(piece.bytes)
+                elif size := self._add(document, piece.split):
+                    size = min(left, size)
+                    left -= size
+                    advance(size)
+            advance(left)
         self._flush()
 
     def _refuse(self, bad: Bad) -> None:
         if self.data.on_bad_document == "stop":
             raise DataError(
-                f"{bad.where}: found a document that cannot be read ({bad.reason}), expected text in the field "
-                f"{self.data.text_field!r}, in UTF-8\n  mend it, or set data.on_bad_document: skip to leave it out"
+                f"{bad.where()}: found a document that cannot be read: {bad.reason} ({bad.found}), expected text in "
+                f"UTF-8, in the field {self.data.text_field!r} where there are fields\n"
+                "  mend it, or set data.on_bad_document: skip to leave it out"
             )
         self.skipped[bad.reason] += 1
 
-    def _add(self, text: str, split: str) -> None:
-        raw = _utf8(text)
+    def _add(self, text: str, split: str) -> int:
+        """Put a document into the batch; returns its size in UTF-8 bytes."""
+        raw = text.encode("utf-8")
         if not raw:
-            self.skipped["empty" if raw == b"" else "lone surrogate"] += 1
-            return
+            self.skipped["empty"] += 1
+            return 0
         if split == BY_HASH:
             split = "validation" if belongs_to_validation(raw, self.data.validation_fraction) else "train"
         if self.data.detokenizer == "wikitext":
@@ -132,19 +139,13 @@ class Packer:
         self._characters += len(text)
         if self._characters >= BATCH_CHARACTERS:
             self._flush()
+        return len(raw)
 
     def _flush(self) -> None:
         ids = self.tokenizer.encode([text for _, text, _ in self._waiting])
         for (split, _, size), tokens in zip(self._waiting, ids, strict=True):
             self.streams[split].append(tokens, self.tokenizer.end_of_text_id, size)
         self._waiting, self._characters = [], 0
-
-
-def _utf8(text: str) -> bytes | None:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        return None
 
 
 def belongs_to_validation(raw: bytes, fraction: float) -> bool:

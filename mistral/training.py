@@ -82,6 +82,7 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
     loop = build_loop(run, state)
     if ownership is None:
         drive(loop, None, hooks)
+        leave_together(run)
         return
     for change in record_drift(run.manifest, ownership.begun, ownership.facts, loop.step):
         hooks.progress.say(
@@ -95,6 +96,13 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
             hooks.progress.finish()
         keeper.checkpoints.wait()
         complete(run)
+    leave_together(run)
+
+
+def leave_together(run: Run) -> None:
+    """Wait for all ranks: one that leaves early breaks the connections of those that still work."""
+    if run.ranks.world_size > 1:
+        dist.barrier()
 
 
 def find_state(run: Run, ownership: Ownership | None, progress: Progress) -> SavedState | None:
@@ -246,6 +254,5 @@ def stop_here(loop: Loop, keeper: Keeper | None) -> None:
     """
     if keeper:
         keeper.checkpoints.wait()
-    if loop.run.ranks.world_size > 1:
-        dist.barrier()
+    leave_together(loop.run)
     raise Stopped(f"{loop.run.name}: stopped at step {loop.step} with its state saved\n  run the same command to go on")

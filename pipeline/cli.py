@@ -75,7 +75,10 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
         train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
     except Findings as error:  # a seed that failed holds nobody back: what is recorded is exported
         failure = error
-    do_export(context, seeds, (), None, None)
+    try:
+        do_export(context, seeds, (), None, None)
+    except Findings as error:
+        failure = error
     show_results(context, chosen, as_json)
     if failure:
         raise failure

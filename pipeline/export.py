@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mistral.cohort import refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
-from mistral.manifest import Manifest
+from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.workspace import Workspace, step_name, step_number
 
@@ -52,51 +53,83 @@ def export(
         seeds: names of seeds; all unless given.
         steps: only these steps; all recorded ones unless given.
         tasks: into how many tasks the checkpoints are cut.
-        task: do only this one, counted from 0.
+        task: do only this one, counted from 0; a number means the same checkpoints while training goes on.
 
     Raises:
+        ConfigError: there is no such seed or task, or the config is not the one that a run began with.
         ManifestError: nothing is trained yet, or not a step that was asked for.
         Findings: some checkpoints were refused; lists them.
     """
     manifest = Manifest(workspace)
-    chosen = [seed for seed in experiment.seeds if not seeds or seed in seeds]
-    units, missing = find_units(experiment, manifest, chosen, steps)
+    recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in choose_seeds(experiment, seeds)}
+    planned = plan_units(experiment, recorded, steps)
     if task is not None:
-        if task >= tasks:
+        if not 0 <= task < tasks:
             raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
-        units = units[len(units) * task // tasks : len(units) * (task + 1) // tasks]
-    left = [(seed, step) for seed, step in units if not is_exported(experiment, manifest, seed, step)]
+        planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
+    units = [(seed, step) for seed, step in planned if step in recorded[seed]]
+    missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
+    done = {seed: set(manifest.names("export", (experiment.run_name(seed),))) for seed in recorded}
+    left = [(seed, step) for seed, step in units if f"checkpoint-{step}" not in done[seed]]
     exported = _export_all(experiment, manifest, left, len(units), progress)
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
 
 
-def find_units(
-    experiment: Experiment, manifest: Manifest, seeds: Sequence[str], steps: Sequence[int]
-) -> tuple[list[tuple[str, int]], list[str]]:
-    """Recorded (seed, step) pairs sorted by key, and the names of planned checkpoints that are not recorded.
+def choose_seeds(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    """The seeds to export, sorted by the names of their runs.
+
+    Raises:
+        ConfigError: names the seeds that exist.
+    """
+    if unknown := [name for name in names if name not in experiment.seeds]:
+        raise ConfigError(
+            f"--seed: found {', '.join(unknown)}, expected seeds of {experiment.name}: {', '.join(experiment.seeds)}; "
+            "name one of these"
+        )
+    return sorted((seed for seed in experiment.seeds if not names or seed in names), key=experiment.run_name)
+
+
+def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:
+    """The steps whose weights are recorded; reads one folder."""
+    return {step_number(name) for name in manifest.names("train", (experiment.run_name(seed), "weights"))}
+
+
+def name_of(experiment: Experiment, seed: str, step: int) -> str:
+    """`alias-gpt2-small-x21/checkpoint-1000`."""
+    return f"{experiment.run_name(seed)}/checkpoint-{step}"
+
+
+def plan_units(experiment: Experiment, recorded: dict[str, set[int]], steps: Sequence[int]) -> list[tuple[str, int]]:
+    """Planned (seed, step) pairs sorted by run and step. A seed that has no weights yet holds nobody back.
+
+    Args:
+        experiment: what was planned.
+        recorded: the recorded steps of each chosen seed.
+        steps: what was asked for; the schedule, and whatever is recorded, unless given.
 
     Raises:
         ManifestError: nothing is recorded, or not a step that was asked for.
     """
-    units: list[tuple[str, int]] = []
-    missing: list[str] = []
-    for seed in sorted(seeds, key=experiment.run_name):
-        run = experiment.run_name(seed)
-        recorded = {step_number(name) for name in manifest.names("train", (run, "weights"))}
-        planned = set(steps) or recorded | set(experiment.scheduled_steps())
-        units += [(seed, step) for step in sorted(planned & recorded)]
-        missing += [f"{run}/checkpoint-{step}" for step in sorted(planned - recorded)]
-    if not units or (steps and missing):
+    scheduled, started = set(experiment.scheduled_steps()), any(recorded.values())
+    units = [(seed, step) for seed, found in recorded.items() for step in sorted(set(steps) or found | scheduled)]
+    wanted = [(seed, step) for seed, step in units if step not in recorded[seed] and (recorded[seed] or not started)]
+    if wanted and (steps or not started):
+        names = ", ".join(name_of(experiment, seed, step) for seed, step in wanted[:5])
         raise ManifestError(
-            f"{experiment.name}: found no weights of {', '.join(missing[:5])}, expected them to be recorded\n"
+            f"{experiment.name}: found no weights of {names}, expected them to be recorded\n"
             f"  run: mistral-pipeline train {experiment.name}"
         )
-    return units, missing
+    return units
 
 
-def is_exported(experiment: Experiment, manifest: Manifest, seed: str, step: int) -> bool:
-    """Whether a checkpoint is recorded as exported."""
-    return manifest.find("export", (experiment.run_name(seed), f"checkpoint-{step}")) is not None
+def _dataset(experiment: Experiment, manifest: Manifest) -> Record:
+    name = experiment.data.dataset_name()
+    dataset = manifest.get("preprocess", (name, SEAL), f"run: mistral-pipeline preprocess {experiment.name}")
+    if problems := manifest.damage(dataset):
+        raise ManifestError(
+            f"{name}: found a tokenizer that changed since it was recorded: {'; '.join(problems)}\n  restore its files"
+        )
+    return dataset
 
 
 def _export_all(
@@ -107,18 +140,20 @@ def _export_all(
         return []
     from mistral.hub import export_checkpoint
 
-    dataset = manifest.get("preprocess", (experiment.data.dataset_name(), SEAL), "run preprocess")
+    dataset = _dataset(experiment, manifest)
     exported, refused = [], []
     progress.start(f"export {experiment.name}", total, "checkpoints", total - len(units))
     try:
         for seed, step in units:
             run = experiment.run_name(seed)
-            weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
             try:
+                begun = manifest.get("train", (run, "begin"), "run verify")
+                refuse_changes(begun, experiment.frozen_sections(seed))  # the model card tells this config
+                weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
                 export_checkpoint(experiment, seed, manifest, weights, dataset)
-                exported.append(f"{run}/checkpoint-{step}")
-            except CheckpointError as error:
-                refused.append(f"  {run}/checkpoint-{step}: {error}")
+                exported.append(name_of(experiment, seed, step))
+            except (CheckpointError, ManifestError) as error:
+                refused.append(f"  {name_of(experiment, seed, step)}: {error}")
             progress.advance(1)
     finally:
         progress.finish()

@@ -1,8 +1,10 @@
 """corpus -> sealed dataset of token shards, unit by unit; finds what is recorded and does what is missing."""
 
+import contextlib
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from mistral.config import Experiment
@@ -13,11 +15,12 @@ from mistral.files import make_folder
 from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.packing import Packer, Stream
 from mistral.progress import Progress
-from mistral.shards import ShardFacts, write_shard
+from mistral.shards import ShardFacts, locate_tokens, write_shard
 from mistral.tokens import Tokenizer, read_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
 
 MEGABYTE = 1_000_000
+LEFTOVER_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def preprocess(
 def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, progress: Progress) -> Plan | None:
     """The units; None if the source is gone but the dataset is whole."""
     try:
-        return plan_units(experiment, workspace)
+        return plan_units(experiment, workspace.sources(), fetch=sealed is None)
     except DataError as error:
         if sealed is None:
             raise
@@ -206,14 +209,31 @@ def pack_unit(work: Work, unit: Unit) -> None:
         packer.pack(unit, work.plan.paths, advance)
         streams = packer.streams.items()
         files = [write_split(work, split, unit.name, stream) for split, stream in streams if stream.tokens]
+    for entry in files:
+        remove_leftovers(work.manifest.workspace.inside(entry.path))
     facts = {
-        "splits": {split: stream.facts() for split, stream in streams},
-        "skipped": dict(packer.skipped),
+        "splits": {split: stream.facts() | offset_of(work, split, unit, stream) for split, stream in streams},
+        "skipped": dict(sorted(packer.skipped.items())),
+        "tokenizer_sha256": work.tokenizer.sha256,
         "pieces": [asdict(piece) for piece in unit.pieces],
         "seconds": time.monotonic() - start,
     }
     key, config = (work.dataset, unit.name), unit.digest(data.model_dump(mode="json"))
     work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs={}, files=files, facts=facts))
+
+
+def offset_of(work: Work, split: str, unit: Unit, stream: Stream) -> dict[str, int]:
+    """Where the tokens begin in a shard's file, so that training maps thousands of shards without opening them."""
+    path = work.manifest.workspace.shard(work.dataset, split, unit.name)
+    return {"offset": locate_tokens(path).offset} if stream.tokens else {}
+
+
+def remove_leftovers(shard: Path) -> None:
+    """Remove what killed processes left beside a shard; a file that is newer may be another task's at work."""
+    for path in shard.parent.glob(f".{shard.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < shard.stat().st_mtime - LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def write_split(work: Work, split: str, unit: str, stream: Stream) -> FileEntry:

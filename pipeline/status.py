@@ -90,6 +90,7 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None) -> R
     tokens_a_step = line["tokens"] / step if step else None
     state = "complete" if "complete" in records else "unfinished" if "begin" in records else "not started"
     eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate else None
+    eta = None if state == "complete" else eta
     return RunStatus(
         run, state, step, max_steps, line.get("loss"), rate, eta, len(weights), scheduled,
         len(manifest.names("export", (run,))), owner_of(manifest.workspace.run(run)),
@@ -134,6 +135,7 @@ def owner_of(folder: Path) -> str | None:
     if not leases or leases[-1].endswith(".released"):
         return None
     try:
-        return describe(json.loads((folder / leases[-1]).read_bytes()))
+        owner = json.loads((folder / leases[-1]).read_bytes())
     except ValueError:
-        return "unknown"
+        owner = {}
+    return describe(owner if isinstance(owner, dict) else {})

@@ -144,7 +144,8 @@ def report_ranks(run: str, codes: list[int]) -> None:
     if all(code == Stopped.exit_code for code in codes):
         raise Stopped(f"{run}: stopped with its state saved\n  run the same command to go on")
     listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
-    error = MistralError if MistralError.exit_code in codes else Findings
+    killed = any(code < 0 for code in codes)  # the others then fail for want of it
+    error = MistralError if MistralError.exit_code in codes and not killed else Findings
     raise error(f"{run}: {listed}; the reason is above\n  run the same command to go on from the last state")
 
 

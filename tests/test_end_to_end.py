@@ -167,12 +167,12 @@ def test_bad_input_gets_a_clear_error_and_loses_nothing(tiny):
     assert "mistral-pipeline train" in errors
     assert snapshot(tiny / "workspace") == before
 
-    shard = next((tiny / "workspace").glob("data/*/train/*.h5"))
+    run(tiny, "preprocess", workspace="damaged")
+    shard = next((tiny / "damaged").glob("data/*/train/*.h5"))
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    _, errors = run(tiny, "train", "--seed", "alias", code=1)
+    _, errors = run(tiny, "train", "--seed", "alias", workspace="damaged", code=1)
     assert shard.name in errors
-    shard.write_bytes(data)
     _, errors = run(tiny, "train", "--seed", "alias", "--set", "training.learning_rate=1e38", code=3)
     assert "expected a finite number" in errors
     _, errors = run(tiny, "train", "--seed", "alias", code=1)

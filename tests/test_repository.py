@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,40 @@ def test_every_shell_script_stops_at_the_first_failure():
     scripts = [path for path in repository_files() if is_shell_script(path)]
     assert [path for path in scripts if STRICT not in text_of(path).splitlines()] == []
     assert ROOT / ".ci" / "run" in scripts
+
+
+def test_the_paths_of_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Where things are")[2]
+    for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M):
+        names = re.findall(r"`([^`]+)`", row)
+        folder = names[0].rpartition("/")[0]
+        for name in names:
+            assert (ROOT / (name if "/" in name else f"{folder}/{name}")).exists(), name
+
+
+def test_the_commands_of_the_readme_are_ones_that_exist():
+    import shlex
+
+    from pipeline.cli import cli
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    mistral-pipeline (.*?)(?:#.*)?$", text, flags=re.M)
+    assert len(commands) >= 4
+    for line in commands:
+        name, *arguments = shlex.split(line)
+        cli.commands[name].make_context(name, arguments)
+    targets = re.findall(r"^    make (\w+)", text, flags=re.M)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets == ["quickstart", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.parametrize("command", ["", "run", "preprocess", "train", "export", "status", "verify", "generate"])
+def test_help_has_an_example_and_loads_nothing_heavy(command):
+    code = "import sys; from pipeline.cli import cli\ntry: cli(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    line = [sys.executable, "-c", code, *([command] if command else []), "--help"]
+    output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert "Example:" in output
+    assert output.endswith("[]\n")

@@ -1,0 +1,311 @@
+"""Recorded checkpoints become folders that transformers loads; what is not as it was recorded is refused."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mistral.checkpoints import Checkpoints
+from mistral.cohort import begin, begin_facts
+from mistral.config import Experiment, load_experiment
+from mistral.errors import ConfigError, Findings, ManifestError
+from mistral.lease import acquire
+from mistral.manifest import Manifest, Record, make_record
+from mistral.model import build_model, gpt2_config
+from mistral.progress import Silent
+from mistral.workspace import Workspace
+from pipeline.export import ExportSummary, export
+
+VOCABULARY, END_OF_TEXT = 512, 0
+STEPS = (0, 2, 4)
+CONFIG = """
+name: tiny
+seeds: {alias: 21, battlestar: 49}
+data: {name: plays, source: {files: ["*.txt"]}, validation_fraction: 0.2}
+model: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 16}
+training: {max_steps: 4, global_batch_size: 4, micro_batch_size: 4, precision: fp32, learning_rate: 1.0e-2}
+checkpoints: {schedule: [[2, 4]]}
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A workspace with a sealed dataset, in which runs can be recorded as training records them."""
+
+    experiment: Experiment
+    manifest: Manifest
+    dataset: Record
+
+    @property
+    def workspace(self) -> Workspace:
+        return self.manifest.workspace
+
+    def export(self, **options) -> ExportSummary:
+        return export(self.experiment, self.workspace, Silent(), **options)
+
+    def train(self, seed: str, steps=STEPS, probe_error: dict[int, float] | None = None) -> str:
+        run, seeds = self.experiment.run_name(seed), self.experiment.seeds[seed]
+        facts = begin_facts(self.experiment, seed, self.dataset.content, {"threads": 1})
+        begun = begin(self.manifest, run, facts, [], allow_drift=False)
+        lease = acquire(self.workspace.run(run), {"kind": "local", "host": "node7", "pid": 4711}, lambda _: False)
+        config = gpt2_config(self.experiment.model, VOCABULARY, END_OF_TEXT)
+        network = build_model(self.experiment.model, config, seeds.init).eval()
+        sequences = torch.arange(32).reshape(2, 16)
+        with Checkpoints(self.manifest, run, begun.config, self.dataset.content, lease) as checkpoints:
+            for step in steps:
+                with torch.no_grad():
+                    network.transformer.wte.weight.add_(0.01 * step)
+                    loss = float(network(input_ids=sequences, labels=sequences).loss)
+                loss *= 1 + (probe_error or {}).get(step, 0.0)
+                weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+                probe = {"loss": loss, "sequences": sequences.tolist()}
+                facts = {"step": step, "tokens": 64 * step, "probe": probe}
+                checkpoints.save_weights(step, weights, config.to_json_string(use_diff=False), facts)
+            checkpoints.save_state(steps[-1], {"param/x": torch.ones(8)}, {"updates": steps[-1], "loss_scale": {}})
+            checkpoints.wait()
+        if steps[-1] == self.experiment.training.max_steps:
+            self.complete(run, begun, steps[-1])
+        lease.release()
+        return run
+
+    def complete(self, run: str, begun: Record, step: int) -> None:
+        weights = self.manifest.get("train", (run, "weights", f"step-{step:08d}"), "")
+        lines = [
+            {"step": n, "loss": 6.0 - n / 10, "tokens": 64 * n, "timing": {"tokens_per_second": 128.0}}
+            for n in range(1, step + 1)
+        ]
+        lines.append({"step": step, "evaluation": {"validation": {"loss": 5.5, "perplexity": 244.69}}})
+        self.workspace.metrics(run).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        record = make_record(
+            "train/complete", (run, "complete"), config=begun.config, inputs={"weights": weights.content}, files=[],
+            facts={"steps": step, "promise": "same bits"},
+        )  # fmt: skip
+        self.manifest.publish(record)
+
+
+def seal_dataset(manifest: Manifest, dataset: str, tokenizer: Path) -> Record:
+    shard = manifest.workspace.shard(dataset, "train", "00000")
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(bytes(range(256)) * 8)
+    key = (dataset, "00000")
+    unit = make_record("preprocess/unit", key, config="c", inputs={}, files=[manifest.entry(shard)], facts={})
+    manifest.publish(unit)
+    folder = manifest.workspace.tokenizer(dataset)
+    shutil.copytree(tokenizer, folder)
+    totals = {"documents": 3, "tokens": 1024, "text_bytes": 4096, "units": [["00000", 1024]]}
+    facts = {
+        "vocabulary_size": VOCABULARY, "end_of_text_id": END_OF_TEXT, "tokenizer_sha256": "t",
+        "splits": {"train": totals, "validation": totals}, "skipped": {},
+    }  # fmt: skip
+    files = [manifest.entry(path) for path in sorted(folder.iterdir())]
+    seal = make_record(
+        "preprocess/dataset", (dataset, "dataset"), config="c", inputs={"00000": unit.content}, files=files, facts=facts
+    )
+    return manifest.publish(seal)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, manifest: Manifest, small_tokenizer: Path) -> Trained:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    experiment = load_experiment(str(tmp_path / "tiny.yaml"))
+    return Trained(experiment, manifest, seal_dataset(manifest, experiment.data.dataset_name(), small_tokenizer))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(folder.rglob("*"))}
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_exported_model_equals_the_checkpoint_bit_for_bit(trained, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = trained.train("alias")
+    assert trained.export(seeds=["alias"]).exported == tuple(f"{run}/checkpoint-{step}" for step in STEPS)
+    source, folder = trained.workspace.weights(run, 4), trained.workspace.export(run, 4)
+    model = GPT2LMHeadModel(GPT2Config.from_pretrained(source))
+    model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
+    model.tie_weights()
+    input_ids = torch.arange(32).reshape(2, 16)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(input_ids).logits, loaded.eval()(input_ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("To be, or not to be")["input_ids"]) == "To be, or not to be"
+
+
+def test_a_folder_holds_what_transformers_saves_and_the_weights_are_linked(trained):
+    run = trained.train("alias")
+    trained.export(steps=[4])
+    folder = trained.workspace.export(run, 4)
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "README.md",
+    }  # fmt: skip
+    assert (folder / "model.safetensors").samefile(trained.workspace.weights(run, 4) / "model.safetensors")
+    record = trained.manifest.get("export", (run, "checkpoint-4"), "")
+    assert trained.manifest.damage(record) == []
+    weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
+    assert record.inputs == {"weights": weights.content, "dataset": trained.dataset.content}
+
+
+def test_where_files_cannot_be_linked_they_are_copied(trained, monkeypatch):
+    run = trained.train("alias", [0])
+
+    link = os.link
+
+    def refuse(source, target):
+        if Path(target).name == "model.safetensors":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr("mistral.hub.os.link", refuse)
+    assert len(trained.export().exported) == 1
+    path = trained.workspace.export(run, 0) / "model.safetensors"
+    source = trained.workspace.weights(run, 0) / "model.safetensors"
+    assert path.read_bytes() == source.read_bytes()
+    assert not path.samefile(source)
+    record = trained.manifest.get("export", (run, "checkpoint-0"), "")
+    assert trained.manifest.damage(record) == []
+
+
+def test_a_second_run_changes_no_file_and_imports_no_torch(trained, tmp_path):
+    trained.train("alias")
+    trained.train("battlestar")
+    trained.export()
+    before = snapshot(trained.workspace.root)
+    code = (
+        "import sys; from pathlib import Path; from mistral.config import load_experiment;"
+        "from mistral.progress import Silent; from mistral.workspace import Workspace;"
+        "from pipeline.export import export; import pipeline.verify, pipeline.status;"
+        f"workspace = Workspace(Path({str(trained.workspace.root)!r}));"
+        f"s = export(load_experiment({str(tmp_path / 'tiny.yaml')!r}), workspace, Silent()); "
+        "sys.exit(f'{len(s.exported)} {s.already} {\"torch\" in sys.modules}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "0 6 False"
+    assert snapshot(trained.workspace.root) == before
+
+
+def test_equal_input_gives_an_equal_model_card(trained):
+    run = trained.train("alias")
+    trained.export()
+    card = trained.workspace.export(run, 4) / "README.md"
+    first = card.read_bytes()
+    trained.manifest.remove("export", (run, "checkpoint-4"))
+    trained.export()
+    assert card.read_bytes() == first
+    text = first.decode()
+    weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
+    parts = ["license: apache-2.0", "5.6", "244.69", "learning_rate", "0.2", "| dropout | 21 |", weights.content]
+    for part in [*parts, trained.dataset.content, weights.inputs["parent"]]:
+        assert part in text
+
+
+def test_a_wrong_probe_is_refused_while_the_others_are_exported(trained):
+    run = trained.train("alias", probe_error={2: 1e-3})
+    with pytest.raises(Findings, match=f"{run}/checkpoint-2: found probe loss"):
+        trained.export()
+    assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
+    assert sorted(p.name for p in trained.workspace.export(run, 2).parent.iterdir()) == ["checkpoint-0", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("what", ["weights", "record"])
+def test_a_damaged_checkpoint_is_refused_while_the_others_are_exported(trained, what):
+    run = trained.train("alias")
+    paths = {
+        "weights": trained.workspace.weights(run, 2) / "model.safetensors",
+        "record": trained.manifest.path("train", (run, "weights", "step-00000002")),
+    }
+    flip_a_bit(paths[what])
+    with pytest.raises(Findings, match="checkpoint-2"):
+        trained.export()
+    assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
+
+
+def test_weights_of_another_dataset_are_refused(trained):
+    trained.train("alias", [0])
+    name = trained.dataset.key[0]
+    other = make_record(
+        "preprocess/dataset", (name, "dataset"), config="c", inputs={"00000": "f" * 64}, files=trained.dataset.files,
+        facts=trained.dataset.facts,
+    )  # fmt: skip
+    trained.manifest.remove("preprocess", (name, "dataset"))
+    trained.manifest.publish(other)
+    with pytest.raises(Findings, match="found weights of the dataset"):
+        trained.export()
+
+
+def test_a_kill_between_folder_and_record_is_repaired(trained, monkeypatch):
+    run = trained.train("alias")
+    folder = trained.workspace.export(run, 0)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained.export()
+    assert folder.is_dir()
+    assert trained.manifest.names("export", (run,)) == []
+    (folder / "rubbish").write_text("half")
+    (folder.parent / ".checkpoint-0.4711.abcd.tmp").mkdir()  # a process that was killed while it built
+    assert len(trained.export().exported) == 3
+    assert not (folder / "rubbish").exists()
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_tasks_cut_the_planned_checkpoints_whatever_is_trained_by_then(trained):
+    alias = trained.train("alias")
+    first = trained.export(tasks=4, task=1).exported
+    battlestar = trained.train("battlestar")  # meanwhile training goes on
+    exported = [first, *(trained.export(tasks=4, task=task).exported for task in (0, 2, 3))]
+    names = [f"{run}/checkpoint-{step}" for run in (alias, battlestar) for step in STEPS]
+    assert sorted(name for group in exported for name in group) == sorted(names)
+    with pytest.raises(ConfigError, match="expected 0 to 3"):
+        trained.export(tasks=4, task=4)
+
+
+def test_what_is_not_trained_is_named(trained):
+    with pytest.raises(ManifestError, match="mistral-pipeline train tiny"):
+        trained.export()
+    run, dead = trained.train("alias", [0, 2]), trained.experiment.run_name("battlestar")
+    summary = trained.export(steps=[2])  # a seed without any weights holds nobody back
+    assert summary.exported == (f"{run}/checkpoint-2",)
+    assert summary.missing == (f"{dead}/checkpoint-2",)
+    summary = trained.export()
+    assert summary.missing == (f"{run}/checkpoint-4", *(f"{dead}/checkpoint-{step}" for step in STEPS))
+    assert json.loads(json.dumps(summary.to_json()))["already"] == 1
+    assert f"{run}/checkpoint-4" in summary.as_text()
+    with pytest.raises(ManifestError, match=f"found no weights of {run}/checkpoint-3"):
+        trained.export(steps=[3])
+    with pytest.raises(ConfigError, match="found nobody, expected seeds of tiny: alias, battlestar"):
+        trained.export(seeds=["nobody"])
+
+
+def test_a_config_that_is_not_the_one_that_was_trained_is_refused(trained, tmp_path):
+    trained.train("alias")
+    changed = load_experiment(str(tmp_path / "tiny.yaml"), ("training.learning_rate=0.5",))
+    with pytest.raises(ConfigError, match=r"training.learning_rate: was 0.01, is 0.5"):
+        export(changed, trained.workspace, Silent())
+
+
+def test_a_damaged_tokenizer_is_refused(trained):
+    trained.train("alias")
+    flip_a_bit(trained.workspace.tokenizer(trained.dataset.key[0]) / "tokenizer.json")
+    with pytest.raises(ManifestError, match=r"tokenizer\.json"):
+        trained.export()

@@ -1,0 +1,84 @@
+"""status tells how far each run is from names of records and the end of its metrics."""
+
+import json
+
+import pytest
+from test_export import trained  # noqa: F401  a fixture
+
+from mistral.lease import acquire
+from mistral.manifest import Manifest
+from pipeline.status import last_step, owner_of, status
+
+# ruff: noqa: F811  pytest's way of asking for a fixture
+
+
+def log(trained, run: str, steps: int, rest: str = "") -> None:
+    lines = [
+        {"step": n, "loss": 6 - n / 100, "tokens": 64 * n, "timing": {"tokens_per_second": 32.0}}
+        for n in range(1, steps + 1)
+    ]
+    trained.workspace.metrics(run).write_text("".join(json.dumps(line) + "\n" for line in lines) + rest)
+
+
+def test_the_numbers_of_each_run(trained):
+    alias, battlestar = trained.train("alias"), trained.train("battlestar", [0, 2])
+    trained.export(seeds=["alias"], steps=[2, 4])
+    log(trained, battlestar, 3, '{"step": 3, "evaluation": {"validation": {"loss": 1.0}}}\n{"step": 4, "lo')
+    report = status(trained.experiment, trained.workspace)
+    first, second = report.to_json()["runs"]
+    assert (report.units, report.sealed) == (1, True)
+    assert (first["run"], first["state"], first["step"], first["max_steps"]) == (alias, "complete", 4, 4)
+    assert (first["weights"], first["scheduled"], first["exported"]) == (3, 3, 2)
+    assert first["eta_seconds"] is None
+    assert (second["state"], second["step"], second["loss"]) == ("unfinished", 3, 5.97)
+    assert (second["weights"], second["tokens_per_second"], second["eta_seconds"]) == (2, 32.0, 2.0)
+    table = report.as_table().splitlines()
+    assert table[0] == f"{trained.dataset.key[0]}: 1 units, whole"
+    assert table[2].split()[:3] == [alias, "complete", "4/4"]
+    assert "2/3" in table[3]
+
+
+def test_a_run_that_has_not_started_and_a_workspace_that_is_empty(trained, tmp_path):
+    [alias, _] = status(trained.experiment, trained.workspace).runs
+    assert (alias.state, alias.step, alias.loss, alias.weights, alias.owner) == ("not started", 0, None, 0, None)
+    report = status(None, type(trained.workspace)(tmp_path / "nothing"))
+    assert report.runs == []
+    report.as_table()
+
+
+def test_without_an_experiment_all_runs_are_told_by_their_own_records(trained):
+    run = trained.train("alias", [0, 2])
+    [row] = status(None, trained.workspace).runs
+    assert (row.run, row.max_steps, row.weights, row.scheduled) == (run, 4, 2, 3)
+    trained.manifest.path("train", (run, "begin")).write_text("{}")  # verify says what is wrong with it
+    [row] = status(None, trained.workspace).runs
+    assert (row.run, row.max_steps, row.weights) == (run, None, 2)
+
+
+def test_at_most_the_first_record_of_a_run_is_read(trained, monkeypatch):
+    trained.train("alias")
+    trained.export(seeds=["alias"])
+    read, find = [], Manifest.find
+    monkeypatch.setattr(Manifest, "find", lambda self, stage, key: read.append(key) or find(self, stage, key))
+    status(None, trained.workspace)
+    assert len(read) == 1
+    status(trained.experiment, trained.workspace)
+    assert len(read) == 1
+
+
+def test_only_the_end_of_the_metrics_is_read(trained):
+    run = trained.train("alias", [0])
+    log(trained, run, 100_000)
+    assert last_step(trained.workspace.metrics(run))["step"] == 100_000
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"{"])
+def test_the_owner_is_who_holds_the_newest_lease(tmp_path, damage):
+    folder = tmp_path / "run"
+    assert owner_of(folder) is None
+    acquire(folder, {"kind": "local", "host": "node7", "pid": 1}, lambda _: False).release()
+    assert owner_of(folder) is None
+    lease = acquire(folder, {"kind": "slurm", "job": "12_3", "restart": 1}, lambda _: False)
+    assert owner_of(folder) == "Slurm job 12_3, restart 1"
+    (folder / f"lease-{lease.number:08d}").write_bytes(damage)
+    assert owner_of(folder) == "an unknown process"

