@@ -1,0 +1,41 @@
+"""Two seeds of one experiment differ in nothing but their seeds, and a resume changes nothing."""
+
+import pytest
+
+from mistral.cohort import begin, begin_facts, differences, record_drift
+from mistral.config import load_experiment
+from mistral.errors import ConfigError
+
+NUMERICS = {"world_size": 1, "zero_stage": 1, "threads": 1}
+
+
+def facts(seed: str, numerics=NUMERICS, overrides=()):
+    return begin_facts(load_experiment("quickstart", overrides), seed, "d" * 64, numerics)
+
+
+def test_a_sibling_with_other_numerics_is_refused_or_recorded(manifest):
+    begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    other = facts("battlestar", {**NUMERICS, "world_size": 2})
+    with pytest.raises(ConfigError, match=r"numerics\.world_size: was 1, is 2"):
+        begin(manifest, "b", other, ["a"], allow_drift=False)
+    record = begin(manifest, "b", other, ["a"], allow_drift=True)
+    assert record.facts["drift"] == {"a": ["numerics.world_size: was 1, is 2"]}
+
+
+def test_a_changed_frozen_key_is_refused_with_the_difference_and_a_free_one_is_not(manifest):
+    begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    begin(manifest, "a", facts("alias", overrides=("training.logging_steps=1",)), [], allow_drift=False)
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: was 0\.003, is 0\.1"):
+        begin(manifest, "a", facts("alias", overrides=("training.learning_rate=0.1",)), [], allow_drift=False)
+
+
+def test_a_resume_on_other_numerics_is_recorded_once(manifest):
+    begun = begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    assert record_drift(manifest, begun, facts("alias"), 5) == []
+    for _ in range(2):
+        assert record_drift(manifest, begun, facts("alias", {**NUMERICS, "threads": 2}), 5)
+    assert len(manifest.names("train", ("a", "drift"))) == 1
+
+
+def test_differences_name_each_leaf():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: was 2, is 3"]

@@ -1,0 +1,55 @@
+"""Processes of this machine: none outlives its parent, a failed rank ends the others, an owner's life is seen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from pipeline import local
+
+
+def gone(pid: int) -> bool:
+    return local._start_time(pid) is None
+
+
+def test_a_child_does_not_outlive_its_killed_parent():
+    child = (
+        "from pipeline.local import die_with_parent; die_with_parent(); print('up', flush=True)
+"
+        "import time; time.sleep(60)"
+    )
+    parent = (
+        "import os, subprocess, sys\nos.environ['MISTRAL_PARENT_PID'] = str(os.getpid())\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
+        "p.stdout.readline(); print(p.pid, flush=True)\nimport time; time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        assert not gone(pid)
+        process.kill()
+    end = time.monotonic() + 10
+    while not gone(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_failed_rank_ends_the_others():
+    script = "import os, sys, time\nsys.exit(7) if os.environ['RANK'] == '1' else time.sleep(60)"
+    start = time.monotonic()
+    codes = local.run_together([sys.executable, "-c", script], local.rank_environments(2))
+    assert codes == [-signal.SIGKILL, 7]
+    assert time.monotonic() - start < 30
+
+
+def test_the_life_of_an_owner_is_seen():
+    assert local.is_alive(local.process_owner()) is True
+    with subprocess.Popen(["sleep", "60"]) as process:
+        owner = {**local.process_owner(), "pid": process.pid, "start_time": local._start_time(process.pid)}
+        assert local.is_alive(owner) is True
+        process.kill()
+        time.sleep(0.2)  # a zombie until it is waited for
+        assert local.is_alive(owner) is False
+    assert local.is_alive({**owner, "pid": os.getpid()}) is False  # the number given to another process
+    assert local.is_alive({**owner, "host": "elsewhere"}) is None
+    assert local.is_alive({**owner, "boot_id": "before"}) is False
