@@ -15,9 +15,8 @@ def gone(pid: int) -> bool:
 
 def test_a_child_does_not_outlive_its_killed_parent():
     child = (
-        "from pipeline.local import die_with_parent; die_with_parent(); print('up', flush=True)
-"
-        "import time; time.sleep(60)"
+        "from pipeline.local import die_with_parent; die_with_parent(); import time; "
+        "print('up', flush=True); time.sleep(60)"
     )
     parent = (
         "import os, subprocess, sys\nos.environ['MISTRAL_PARENT_PID'] = str(os.getpid())\n"
