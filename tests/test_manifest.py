@@ -52,7 +52,11 @@ def test_a_record_is_never_torn(manifest: Manifest, fork: ForkContext):
     for attempt in range(1, 61):
         writer = fork.Process(target=write, args=(attempt,))
         writer.start()
-        time.sleep(chance.uniform(0.002, 0.02))
+        folder, wanted = (f"owt-{attempt}",), chance.randint(0, 3)  # records first, so that load changes nothing
+        end = time.monotonic() + 30
+        while len(manifest.names("preprocess", folder)) < wanted and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.01))
         os.kill(writer.pid or 0, signal.SIGKILL)
         writer.join()
 
