@@ -104,7 +104,7 @@ class Experiment(Section):
     def shared_sections(self) -> dict[str, Any]:
         """What every run of the cohort has in common: model, data, and training but for its logging."""
         return {
-            "data": self.data.model_dump(mode="json"),
+            "data": self.data.identity(),
             "model": self.model.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude={"logging_steps"}),
         }

@@ -3,25 +3,19 @@
 A plan is a function of the data section and of the names and sizes of the files: not of the number of tasks.
 """
 
+import datetime
 import glob
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mistral.config import Experiment, FilesSource, HubSource, PackageSource
 from mistral.errors import DataError
-from mistral.files import (
-    digest_of,
-    fsync_file,
-    fsync_folder,
-    make_folder,
-    remove_folder,
-    storage_errors,
-    temporary_beside,
-)
+from mistral.files import digest_of
+from mistral.hubsource import open_dataset, saved_dataset
 
 FORMATS = (".jsonl.gz", ".jsonl.zst", ".jsonl", ".json", ".parquet", ".txt", ".md")
 COMPRESSED = (".jsonl.gz", ".jsonl.zst")
@@ -36,6 +30,7 @@ class Piece:
 
     `start` and `stop` count bytes of .jsonl, .json, .txt and .md, row groups of parquet, rows of a dataset folder; of a
     compressed stream they are 0 and its size. `split` is train, validation, or hash for a split by document hash.
+    `source` counts the sources of the dataset.
     """
 
     name: str
@@ -45,6 +40,44 @@ class Piece:
     bytes: int
     split: str
     line_documents: bool = False
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """Where a file, or one split of a dataset's folder, lies on this machine, and what it was like at planning."""
+
+    path: Path
+    part: str = ""  # the split of a dataset's folder
+    bytes: int = 0
+    mtime_ns: int = 0
+
+    @classmethod
+    def at(cls, path: Path, part: str = "") -> Self:
+        """The file as it is now."""
+        state = path.stat()
+        return cls(path, part, state.st_size, state.st_mtime_ns)
+
+    def require_unchanged(self) -> None:
+        """Refuse a file that is not as it was planned.
+
+        Raises:
+            DataError: its size or its time is another one, or it is gone.
+        """
+        try:
+            now = SourceFile.at(self.path, self.part)
+        except OSError as error:
+            raise DataError(f"{self.path}: found no such file any more ({error}), expected it; put it back") from None
+        if now != self:
+            raise DataError(
+                f"{self.path}: found {now.bytes:,} bytes of {_time(now.mtime_ns)}, expected {self.bytes:,} bytes of "
+                f"{_time(self.mtime_ns)}: it changed while it was read\n"
+                "  leave the corpus alone while it is read; if it is right now, run preprocess again"
+            )
+
+
+def _time(mtime_ns: int) -> str:
+    return datetime.datetime.fromtimestamp(mtime_ns / 1e9, datetime.UTC).isoformat()
 
 
 @dataclass(frozen=True)
@@ -68,7 +101,7 @@ class Plan:
     """All units of a dataset in key order, and where the files that they name lie on this machine."""
 
     units: tuple[Unit, ...]
-    paths: dict[str, Path]
+    files: dict[str, SourceFile]
 
 
 def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Plan:
@@ -83,23 +116,32 @@ def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Pla
         DataError: a glob matches nothing, a file has no known format or is in both splits, a package is not installed,
             a dataset is not there.
     """
-    data, source = experiment.data, experiment.data.source
+    data = experiment.data
     split = "train" if data.brings_validation() or not data.validation_fraction else BY_HASH
-    paths: dict[str, Path] = {}
+    files: dict[str, SourceFile] = {}
     pieces: list[Piece] = []
     limit = data.unit_megabytes * 1_000_000
-    if isinstance(source, HubSource):
-        folder = saved_dataset(experiment, source, sources, fetch)
-        wanted = [(source.split, split)]
-        wanted += [(source.validation_split, "validation")] if source.validation_split else []
-        for name, target in wanted:
-            paths[name] = folder
-            pieces.extend(_dataset_pieces(folder, name, target, limit, data.brings_validation()))
-    else:
-        for path, name, target in _files(experiment, source, split):
-            paths[name] = path
-            pieces.extend(_file_pieces(path, name, target, source.document == "line", limit))
-    return Plan(tuple(_units(pieces, limit)), paths)
+    for number, source in enumerate(data.sources()):
+        prefix = f"{number}/" if number else ""
+        if isinstance(source, HubSource):
+            folder = saved_dataset(experiment, source, sources, fetch)
+            for part, target in _dataset_parts(source, split):
+                files[prefix + part] = SourceFile.at(folder, part)
+                own = _dataset_pieces(folder, part, target, limit, source.validation_split is not None)
+                pieces.extend(replace(piece, name=prefix + piece.name, source=number) for piece in own)
+        else:
+            for path, name, target in _files(experiment, source, split):
+                files[prefix + name] = SourceFile.at(path)
+                own = _file_pieces(path, prefix + name, target, source.document == "line", limit)
+                pieces.extend(replace(piece, source=number) for piece in own)
+    return Plan(tuple(_units(pieces, limit)), files)
+
+
+def _dataset_parts(source: HubSource, split: str) -> Iterator[tuple[str, str]]:
+    """The splits of a dataset that are read, and what each is for."""
+    yield source.split, split
+    if source.validation_split:
+        yield source.validation_split, "validation"
 
 
 def _files(experiment: Experiment, source: FilesSource | PackageSource, split: str) -> Iterator[tuple[Path, str, str]]:
@@ -194,105 +236,18 @@ def _parquet_pieces(path: Path, name: str, split: str) -> Iterator[Piece]:
 
 
 def _units(pieces: list[Piece], limit: int) -> Iterator[Unit]:
-    """Gather pieces in order into units of about `limit` bytes; a compressed stream is one by itself."""
+    """Gather pieces of one source in order into units of about `limit` bytes; a compressed stream is one by itself."""
     gathered: list[list[Piece]] = [[]]
     for piece in pieces:
         alone = piece.form in COMPRESSED or (gathered[-1] and gathered[-1][-1].form in COMPRESSED)
         full = sum(other.bytes for other in gathered[-1]) + piece.bytes > limit
-        if gathered[-1] and (alone or full):
+        other_source = bool(gathered[-1]) and gathered[-1][-1].source != piece.source
+        if gathered[-1] and (alone or full or other_source):
             gathered.append([])
         gathered[-1].append(piece)
     for number, group in enumerate(gathered):
         if group:
             yield Unit(f"{number:05d}", tuple(group))
-
-
-# --- datasets of the Hub ----------------------------------------------------------------------------------------
-
-
-def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetch: bool) -> Path:
-    """The folder of a saved dataset: the one that is named, or one fetched from the Hub into the workspace once.
-
-    Raises:
-        DataError: it cannot be fetched.
-    """
-    local = experiment.path(source.hub)
-    if local.is_dir():
-        return local.absolute()
-    name = source.hub.replace("/", "--")
-    folder = sources / f"{name}-{digest_of(source.model_dump(mode='json'))[:8]}"
-    if not folder.exists():
-        if not fetch:
-            raise DataError(f"data.source.hub: found no {folder}, expected the fetched dataset; fetch it again")
-        _fetch(source, folder)
-    return folder
-
-
-def _fetch(source: HubSource, folder: Path) -> None:
-    import datasets
-
-    splits = [source.split] + ([source.validation_split] if source.validation_split else [])
-    temporary = temporary_beside(folder)
-    make_folder(folder.parent)
-    try:
-        loaded = datasets.DatasetDict(
-            {
-                split: datasets.load_dataset(source.hub, source.config, revision=source.revision, split=split)
-                for split in splits
-            }
-        )
-        with storage_errors(folder):
-            loaded.save_to_disk(str(temporary))
-            _make_durable(temporary)
-            _take_place(temporary, folder)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"data.source.hub: found no dataset {source.hub} at revision {source.revision} ({error})\n"
-            "  expected a folder written by save_to_disk, or a dataset of the Hub and a network: run preprocess where "
-            "there is one"
-        ) from error
-    finally:
-        remove_folder(temporary)
-
-
-def _make_durable(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        (fsync_folder if path.is_dir() else fsync_file)(path)
-    fsync_folder(folder)
-
-
-def _take_place(temporary: Path, folder: Path) -> None:
-    """Rename a whole folder, unless another process was first with the same one."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    fsync_folder(folder.parent)
-
-
-def open_dataset(folder: Path, split: str, brings_validation: bool = False) -> Any:
-    """One split of a folder written by Dataset.save_to_disk or DatasetDict.save_to_disk.
-
-    Raises:
-        DataError: it is no such folder, has no such split, or has none at all though two are wanted.
-    """
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: found no dataset ({error}), expected what save_to_disk writes; check it") from None
-    if not isinstance(loaded, datasets.DatasetDict):
-        if brings_validation:
-            raise DataError(
-                f"{folder}: found a dataset without splits, expected one with a validation split; save a DatasetDict, "
-                "or leave out data.source.validation_split"
-            )
-        return loaded
-    if split not in loaded:
-        raise DataError(f"{folder}: found the splits {', '.join(loaded)}, expected {split}; set data.source.split")
-    return loaded[split]
 
 
 def _dataset_pieces(folder: Path, split: str, target: str, limit: int, brings_validation: bool) -> Iterator[Piece]:

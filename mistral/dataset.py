@@ -1,17 +1,20 @@
 """recorded units -> one sealed dataset, and a split of it -> a stream of sequences."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mistral.config import Experiment
 from mistral.errors import DataError, ManifestError
-from mistral.files import digest_of
+from mistral.files import digest_of, write_bytes
 from mistral.manifest import Manifest, Record, make_record
 from mistral.shards import MappedShard, TokenStream, token_dtype
 from mistral.tokens import Tokenizer
 from mistral.workspace import Workspace
 
 SEAL = "dataset"
+LONGEST = 5  # documents that the seal tells of
 HASHED_BELOW_BYTES = 1_000_000_000  # datasets above are checked by size at the start of a run, and by verify
 
 
@@ -40,23 +43,59 @@ def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units
         wanted = split == "train" or experiment.data.has_validation()
         if wanted and totals["tokens"] < experiment.seq_len:
             _refuse_empty(dataset, split, totals["tokens"], experiment.seq_len)
-    folder = manifest.workspace.tokenizer(dataset)
-    skipped: dict[str, int] = {}
-    for record in units:
-        for reason, count in record.facts["skipped"].items():
-            skipped[reason] = skipped.get(reason, 0) + count
     facts = {
         "vocabulary_size": tokenizer.vocabulary_size,
         "end_of_text_id": tokenizer.end_of_text_id,
         "tokenizer_sha256": tokenizer.sha256,
         "splits": splits,
-        "skipped": skipped,
+        "sources": _shares(units),
+        "skipped": _sums(record.facts["skipped"] for record in units),
+        "source_bytes": sum(record.facts["source_bytes"] for record in units),
+        "timing": _sums(record.facts["timing"] for record in units),
     }
-    files = [manifest.entry(path) for path in sorted(folder.iterdir())]
+    paths = sorted(manifest.workspace.tokenizer(dataset).iterdir())
+    paths += _write_validation_documents(manifest, dataset, units)
+    files = [manifest.entry(path) for path in paths]
     inputs = {record.key[-1]: record.content for record in units}
-    config = digest_of(experiment.data.model_dump(mode="json"))
+    config = digest_of(experiment.data.identity())
     record = make_record("preprocess/dataset", (dataset, SEAL), config=config, inputs=inputs, files=files, facts=facts)
     return manifest.publish(record)
+
+
+def _sums(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of each entry over all rows."""
+    sums: dict[str, Any] = {}
+    for row in rows:
+        for name, value in row.items():
+            sums[name] = sums.get(name, 0) + value
+    return dict(sorted(sums.items()))
+
+
+def _shares(units: list[Record]) -> list[dict[str, Any]]:
+    """Documents, tokens and bytes of text of each source, in the order of the config; a unit has one source."""
+    shares: dict[int, list[dict[str, Any]]] = {}
+    for record in units:
+        counts = [
+            {name: facts[name] for name in ("documents", "tokens", "text_bytes")}
+            for facts in record.facts["splits"].values()
+        ]
+        shares.setdefault(record.facts["pieces"][0]["source"], []).extend(counts)
+    return [_sums(counts) for _, counts in sorted(shares.items())]
+
+
+def _write_validation_documents(manifest: Manifest, dataset: str, units: list[Record]) -> list[Path]:
+    """One file that names the validation documents of all units; none where there are none."""
+    listed = [
+        manifest.workspace.inside(entry.path)
+        for record in units
+        for entry in record.files
+        if entry.path.endswith(".jsonl")
+    ]
+    if not listed:
+        return []
+    path = manifest.workspace.dataset(dataset) / "validation_documents.jsonl"
+    write_bytes(path, b"".join(part.read_bytes() for part in listed))
+    return [path]
 
 
 def _require_whole(manifest: Manifest, dataset: str, tokenizer: Tokenizer, units: list[Record]) -> None:
@@ -83,6 +122,7 @@ def _totals(units: list[Record], split: str) -> dict[str, Any]:
         "documents": sum(part["documents"] for _, part in parts),
         "tokens": sum(part["tokens"] for _, part in parts),
         "text_bytes": sum(part["text_bytes"] for _, part in parts),
+        "longest": sorted((length for _, part in parts for length in part["longest"]), reverse=True)[:LONGEST],
         "units": [[name, part["tokens"]] for name, part in parts if part["tokens"]],
     }
 

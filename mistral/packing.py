@@ -1,4 +1,8 @@
-"""a unit's documents -> one stream of tokens per split, each document ended by end-of-text; bounded memory."""
+"""a unit's documents -> one stream of tokens per split, each document ended by end-of-text.
+
+Blocks are read in order in one thread; threads parse, split, clean and tokenize them; the results are put together in
+order. So the bytes do not depend on the number of threads, and memory is bounded.
+"""
 
 import hashlib
 import tempfile
@@ -11,63 +15,102 @@ from typing import Self
 import numpy as np
 
 from mistral.config import Data
-from mistral.corpus import BY_HASH, Unit
+from mistral.corpus import BY_HASH, Piece, SourceFile, Unit
 from mistral.detokenize import detokenize_wikitext
+from mistral.documents import Bad, Block
 from mistral.errors import DataError
 from mistral.files import storage_errors
-from mistral.readers import Bad, read_piece
+from mistral.ordered import in_order
+from mistral.readers import read_blocks
 from mistral.shards import Int64, Tokens, token_dtype
-from mistral.tokens import Tokenizer
+from mistral.tokens import Encoded, Tokenizer
 
-BATCH_CHARACTERS = 4_000_000  # of text that is tokenized at a time
-SPILL_TOKENS = 32 << 20  # held in memory before they go to a temporary file
+SPLITS = ("train", "validation")
+SPILL_BYTES = 192_000_000  # of tokens in memory before they go to a temporary file: more than a unit of 256 MB has
+IN_FLIGHT_BYTES = 32_000_000  # of source text between reading and packing
+SAMPLES = 64  # documents of a unit that are held against the reference tokenizer, at most: one in 4 MB
+LONGEST = 5  # documents that a unit's record tells of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Documents of one block that belong to one split, as tokens."""
+
+    encoded: Encoded
+    digests: list[bytes]  # sha256 of each document's UTF-8 text
+    sizes: list[int]  # bytes of each document's UTF-8 text
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One block, packed."""
+
+    source_bytes: int
+    parts: dict[str, Part]
+    bad: list[Bad]
+    empty: int
 
 
 @dataclass
 class Stream:
-    """The tokens of one split of a unit; what exceeds 64 MiB waits in an unnamed temporary file."""
+    """The tokens of one split of a unit; what exceeds SPILL_BYTES waits in an unnamed temporary file."""
 
     folder: Path
     dtype: np.dtype[np.uint16] | np.dtype[np.uint32]
     tokens: int = 0
+    documents: int = 0
     text_bytes: int = 0
-    starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._blocks: list[Tokens] = []
+        self._starts: list[Int64] = []
         self._held = 0
+        self._digest = hashlib.sha256()
         self._spilled = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  closed by close()
 
-    def append(self, ids: Tokens, end_of_text_id: int, text_bytes: int) -> None:
-        """Add one document."""
-        self.starts.append(self.tokens)
-        self._blocks += [ids, np.array([end_of_text_id], dtype=self.dtype)]
-        self.tokens += len(ids) + 1
-        self.text_bytes += text_bytes
-        self._held += len(ids) + 1
-        if self._held > SPILL_TOKENS:
-            with storage_errors(self.folder / "unnamed temporary file"):
-                self._spilled.write(np.concatenate(self._blocks).tobytes())
-            self._blocks, self._held = [], 0
+    def append(self, part: Part) -> None:
+        """Add documents."""
+        self._starts.append(part.encoded.starts() + self.tokens)
+        self._blocks.append(part.encoded.tokens)
+        self._digest.update(b"".join(part.digests))
+        self.tokens += len(part.encoded.tokens)
+        self.documents += len(part.digests)
+        self.text_bytes += sum(part.sizes)
+        self._held += part.encoded.tokens.nbytes
+        if self._held > SPILL_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        with storage_errors(self.folder / "unnamed temporary file"):
+            for block in self._blocks:
+                self._spilled.write(block.data)
+        self._blocks, self._held = [], 0
 
     def blocks(self) -> Iterator[Tokens]:
         """All tokens in order, in blocks."""
         self._spilled.seek(0)
-        while raw := self._spilled.read(SPILL_TOKENS):
+        while raw := self._spilled.read(SPILL_BYTES // 8):
             yield np.frombuffer(raw, dtype=self.dtype)
-        if self._blocks:
-            yield np.concatenate(self._blocks)
+        yield from self._blocks
 
     def document_starts(self) -> Int64:
         """(documents,) int64."""
-        return np.array(self.starts, dtype=np.int64)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self._starts])
 
-    def facts(self) -> dict[str, int]:
-        """What the unit's record says of this split."""
-        return {"documents": len(self.starts), "tokens": self.tokens, "text_bytes": self.text_bytes}
+    def facts(self) -> dict[str, int | str | list[int]]:
+        """What the unit's record says of this split; `text_sha256` is that of its documents' sha256 in a row."""
+        lengths = np.diff(self.document_starts(), append=self.tokens)
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "text_sha256": self._digest.hexdigest(),
+            "longest": sorted(lengths.tolist(), reverse=True)[:LONGEST],
+        }
 
     def close(self) -> None:
-        """Give the temporary file back."""
+        """Give the memory and the temporary file back."""
+        self._blocks, self._starts = [], []
         self._spilled.close()
 
 
@@ -78,43 +121,108 @@ class Packer:
     data: Data
     tokenizer: Tokenizer
     folder: Path
+    workers: int = 1
     skipped: Counter[str] = field(default_factory=Counter)
+    validation_documents: list[dict[str, int | str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         dtype = token_dtype(self.tokenizer.vocabulary_size)
-        self.streams = {split: Stream(self.folder, dtype) for split in ("train", "validation")}
-        self._waiting: list[tuple[str, str, int]] = []
-        self._characters = 0
+        self.streams = {split: Stream(self.folder, dtype) for split in SPLITS}
+        self._sample_every = 1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory and the temporary files back."""
         for stream in self.streams.values():
             stream.close()
 
-    def pack(self, unit: Unit, paths: dict[str, Path], advance: Callable[[int], None]) -> None:
+    def pack(self, unit: Unit, files: dict[str, SourceFile], advance: Callable[[int], None]) -> None:
         """Read a unit to its end.
 
         Args:
             unit: what to read.
-            paths: where its files are.
-            advance: told the bytes of source that were read since the last call, about; together the unit's.
+            files: where its files are.
+            advance: told the bytes of source that were packed since the last call, about; together the unit's.
 
         Raises:
-            DataError: a document cannot be read, and data.on_bad_document is stop.
+            DataError: a document cannot be read, and data.on_bad_document is stop; or the fast tokenizer differs from
+                the reference.
         """
+        self._sample_every = max(4, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
+        left = unit.bytes()
+        packed = in_order(
+            self._pack,
+            self._blocks(unit, files),
+            workers=self.workers,
+            weight=lambda item: item[2].held_bytes,
+            limit=IN_FLIGHT_BYTES,
+        )
+        for block in packed:
+            self._take(block)
+            size = min(left, block.source_bytes)
+            left -= size
+            advance(size)
+        advance(left)
+
+    def _blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[tuple[int, Piece, Block]]:
+        number = 0
         for piece in unit.pieces:
-            left = piece.bytes
-            for document in read_piece(paths[piece.name], piece, self.data.text_field):
-                if isinstance(document, Bad):
-                    self._refuse(document)
-                elif size := self._add(document, piece.split):
-                    size = min(left, size)
-                    left -= size
-                    advance(size)
-            advance(left)
-        self._flush()
+            for block in read_blocks(files[piece.name], piece, self.data.text_field):
+                yield number, piece, block
+                number += 1
+
+    def _pack(self, numbered: tuple[int, Piece, Block]) -> Packed:
+        """What the threads do to a block."""
+        number, piece, block = numbered
+        fraction, by_hash = self.data.validation_fraction, piece.split == BY_HASH
+        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        digests: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+        sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
+        bad, empty = [], 0
+        for document in block.parse():
+            if isinstance(document, Bad):
+                bad.append(document)
+            elif not document:
+                empty += 1
+            else:
+                raw = document.encode("utf-8")
+                digest = hashlib.sha256(raw).digest()
+                validation = belongs_to_validation(digest, fraction) if by_hash else piece.split == "validation"
+                split = "validation" if validation else "train"
+                texts[split].append(document if self.data.detokenizer == "none" else detokenize_wikitext(document))
+                digests[split].append(digest)
+                sizes[split].append(len(raw))
+        parts = {}
+        for split in SPLITS:
+            if texts[split]:
+                encoded = self.tokenizer.encode(texts[split])
+                if number % self._sample_every == 0 and split == "train":
+                    self._hold_against_reference(number, texts[split], encoded)
+                parts[split] = Part(encoded, digests[split], sizes[split])
+        return Packed(block.source_bytes, parts, bad, empty)
+
+    def _hold_against_reference(self, number: int, texts: list[str], encoded: Encoded) -> None:
+        chosen = number * 7919 % len(texts)
+        self.tokenizer.hold_against_reference(texts[chosen], encoded.document(chosen))
+
+    def _take(self, packed: Packed) -> None:
+        """Add a packed block to the streams; in the order of the source."""
+        for bad in packed.bad:
+            self._refuse(bad)
+        if packed.empty:
+            self.skipped["empty"] += packed.empty
+        for split, part in packed.parts.items():
+            if split == "validation":
+                listed = enumerate(zip(part.digests, part.sizes, strict=True), self.streams[split].documents)
+                self.validation_documents += [
+                    {"document": number, "sha256": digest.hex(), "bytes": size} for number, (digest, size) in listed
+                ]
+            self.streams[split].append(part)
 
     def _refuse(self, bad: Bad) -> None:
         if self.data.on_bad_document == "stop":
@@ -125,29 +233,7 @@ class Packer:
             )
         self.skipped[bad.reason] += 1
 
-    def _add(self, text: str, split: str) -> int:
-        """Put a document into the batch; returns its size in UTF-8 bytes."""
-        raw = text.encode("utf-8")
-        if not raw:
-            self.skipped["empty"] += 1
-            return 0
-        if split == BY_HASH:
-            split = "validation" if belongs_to_validation(raw, self.data.validation_fraction) else "train"
-        if self.data.detokenizer == "wikitext":
-            text = detokenize_wikitext(text)
-        self._waiting.append((split, text, len(raw)))
-        self._characters += len(text)
-        if self._characters >= BATCH_CHARACTERS:
-            self._flush()
-        return len(raw)
 
-    def _flush(self) -> None:
-        ids = self.tokenizer.encode([text for _, text, _ in self._waiting])
-        for (split, _, size), tokens in zip(self._waiting, ids, strict=True):
-            self.streams[split].append(tokens, self.tokenizer.end_of_text_id, size)
-        self._waiting, self._characters = [], 0
-
-
-def belongs_to_validation(raw: bytes, fraction: float) -> bool:
+def belongs_to_validation(digest: bytes, fraction: float) -> bool:
     """Whether a document is validation: by the first 8 bytes, big-endian, of the sha256 of its UTF-8 text."""
-    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64 < fraction
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction

@@ -1,52 +1,43 @@
-"""a piece of a source file -> its documents, one by one; a document that cannot be read comes as a Bad."""
+"""a piece of a source -> blocks of its documents, in order; refuses a source that changed since it was planned."""
 
-import gzip
-import io
-import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgspec
-
-from mistral.corpus import COMPRESSED, DATASET, JSON_LINES, Piece, open_dataset
+from mistral.corpus import DATASET, JSON_LINES, Piece, SourceFile
+from mistral.documents import Bad, Block, Document
 from mistral.errors import DataError
+from mistral.hubsource import open_dataset
+from mistral.lines import json_parser, read_line_blocks, text_parser
 
-ROWS = 1000  # read at a time from parquet and datasets
-BUFFER_BYTES = 1 << 20
-COMPRESSED_BYTES = 1 << 16  # a block that expands a thousandfold still fits into memory
-LARGEST_WINDOW = 2**31  # zstd --long=31
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A document that cannot be used: why, what was found, and where it stands (asked for only if somebody is told)."""
-
-    reason: str
-    found: str
-    where: Callable[[], str]
+ROWS = 1000  # of parquet and datasets that are read at a time, at most
+ROW_BYTES = 4 << 20  # about as many of them as hold this much
 
 
-Document = str | Bad
+def read_piece(source: SourceFile, piece: Piece, field: str) -> Iterator[Document]:
+    """The documents of a piece, in order. As `read_blocks`, and parsed."""
+    for block in read_blocks(source, piece, field):
+        yield from block.parse()
 
 
-def read_piece(path: Path, piece: Piece, field: str) -> Iterator[Document]:
-    """The documents of a piece, in order. Memory stays at one document and a small buffer.
+def read_blocks(source: SourceFile, piece: Piece, field: str) -> Iterator[Block]:
+    """The documents of a piece in blocks, in order. Memory stays at one block, which is one document or about 1 MB.
 
     Raises:
-        DataError: the file is shorter or longer than when it was planned, is damaged, or cannot be read at all.
+        DataError: the file is not as it was planned, is damaged, or cannot be read at all.
     """
+    source.require_unchanged()
     try:
-        yield from _read(path, piece, field)
+        yield from _read(source.path, piece, field)
     except DataError:
         raise
     except _damaged() as error:
         raise DataError(
-            f"{path}: found a file that cannot be read ({error}), expected whole {piece.form}\n"
+            f"{source.path}: found a file that cannot be read ({error}), expected whole {piece.form}\n"
             "  replace it, and check its permissions and the disk"
         ) from error
+    source.require_unchanged()
 
 
 def _damaged() -> tuple[type[Exception], ...]:
@@ -57,168 +48,35 @@ def _damaged() -> tuple[type[Exception], ...]:
     return OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException, zstandard.ZstdError
 
 
-def _read(path: Path, piece: Piece, field: str) -> Iterator[Document]:
+def _read(path: Path, piece: Piece, field: str) -> Iterator[Block]:
     if piece.form == DATASET:
         return _read_dataset(path, piece, field)
     if piece.form == ".parquet":
         return _read_parquet(path, piece, field)
     if piece.form in JSON_LINES:
-        return _read_lines(path, piece, _json_parser(field))
-    return _read_lines(path, piece, _text_parser) if piece.line_documents else _read_whole(path, piece)
+        return read_line_blocks(path, piece, json_parser(field))
+    return read_line_blocks(path, piece, text_parser) if piece.line_documents else _read_whole(path, piece)
 
 
-def _read_whole(path: Path, piece: Piece) -> Iterator[Document]:
+def _read_whole(path: Path, piece: Piece) -> Iterator[Block]:
     raw = path.read_bytes()
     if len(raw) != piece.stop:
         raise DataError(f"{path}: found {len(raw)} bytes, expected the {piece.stop} of the plan; do not change it now")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        yield Bad("not UTF-8", str(error), lambda: f"{path}, line {line}")
-        return
-    yield text
 
+    def parse() -> list[Document]:
+        try:
+            return [raw.decode("utf-8")]
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            return [Bad("not UTF-8", str(error), lambda: f"{path}, line {line}")]
 
-# --- lines ------------------------------------------------------------------------------------------------------
-
-
-def _read_lines(path: Path, piece: Piece, parse: Callable[[bytes], str]) -> Iterator[Document]:
-    """Lines that start inside [start, stop) of the file; blank ones are no documents."""
-    ranged = piece.form not in COMPRESSED
-    with _open(path, piece.form) as file:
-        place = _skip_to_line(file, piece.start) if ranged else 0
-        number = 0
-        while (not ranged or place < piece.stop) and (line := file.readline()):
-            number += 1
-            place += len(line)
-            if not line.isspace():
-                yield _parsed(line, parse, path, piece, number)
-    if ranged and place < piece.stop:
-        raise DataError(f"{path}: found {place} bytes, expected {piece.stop} or more; it changed since it was planned")
-
-
-def _parsed(line: bytes, parse: Callable[[bytes], str], path: Path, piece: Piece, number: int) -> Document:
-    try:
-        return parse(line)
-    except (ValueError, RecursionError) as error:
-        reason, found = _reason(line, error), f"{error}, in the line {line[:60]!r}"
-        return Bad(reason, found, lambda: f"{path}, line {number + _lines_before(path, piece)}")
-
-
-def _open(path: Path, form: str) -> BinaryIO:
-    if form.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # a BinaryIO in all that is used here
-    if form.endswith(".zst"):
-        return io.BufferedReader(_Blocks(_zstd_blocks(path)), BUFFER_BYTES)
-    return path.open("rb", buffering=BUFFER_BYTES)
-
-
-def _zstd_blocks(path: Path) -> Iterator[bytes]:
-    """All frames of a stream, decompressed; zstandard's own reader takes a stream cut short for a whole one."""
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-    frame = None
-    with path.open("rb") as file:
-        while block := file.read(COMPRESSED_BYTES):
-            while block:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(block)
-                block = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the stream ends inside a frame")
-
-
-class _Blocks(io.RawIOBase):
-    """Blocks of bytes as a file."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; 0 at the end."""
-        while not self._left:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._left = memoryview(block)
-        size = min(len(buffer), len(self._left))
-        buffer[:size] = self._left[:size]
-        self._left = self._left[size:]
-        return size
-
-
-def _skip_to_line(file: BinaryIO, start: int) -> int:
-    """Move to the first line that starts at `start` or later; returns where that is."""
-    if start == 0:
-        return 0
-    file.seek(start - 1)
-    file.readline()
-    return file.tell()
-
-
-def _lines_before(path: Path, piece: Piece) -> int:
-    """Lines that start before the piece's own first one."""
-    if piece.start == 0 or piece.form in COMPRESSED:
-        return 0
-    count = 0
-    with path.open("rb") as file:
-        left = _skip_to_line(file, piece.start)
-        file.seek(0)
-        while left and (block := file.read(min(left, BUFFER_BYTES))):
-            count += block.count(b"\n")
-            left -= len(block)
-    return count
-
-
-def _json_parser(field: str) -> Callable[[bytes], str]:
-    """Reads only the text field of a JSON object; the rest is skipped over, not built."""
-    struct: Any = msgspec.defstruct("Line", [("text", str)], rename={"text": field})
-    decode = msgspec.json.Decoder(struct).decode
-
-    def parse(line: bytes) -> str:
-        text: str = decode(line).text
-        return text
-
-    return parse
-
-
-def _text_parser(line: bytes) -> str:
-    return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-
-
-def _reason(line: bytes, error: Exception) -> str:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    if isinstance(error, msgspec.ValidationError):
-        if "missing required field" in str(error):
-            return "no such field"
-        return "not an object" if "Expected `object`" in str(error) else "the field is not text"
-    return "lone surrogate" if _has_lone_surrogate(line) else "not JSON"
-
-
-def _has_lone_surrogate(line: bytes) -> bool:
-    """Whether a line that is not strict JSON is JSON for Python, which takes half a character for a whole one."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return b"\\ud" in line.lower()
+    yield Block(len(raw), len(raw), parse)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, piece: Piece, field: str) -> Iterator[Document]:
+def _read_parquet(path: Path, piece: Piece, field: str) -> Iterator[Block]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -227,19 +85,28 @@ def _read_parquet(path: Path, piece: Piece, field: str) -> Iterator[Document]:
             raise DataError(f"{path}: found fewer row groups than were planned; do not change it now")
         row = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
         groups = list(range(piece.start, piece.stop))
-        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=[field]):
-            yield from _texts(batch.column(0), path, row)
+        rows = sum(file.metadata.row_group(i).num_rows for i in groups)
+        at_a_time = _rows_at_a_time(piece, rows)
+        for batch in file.iter_batches(batch_size=at_a_time, row_groups=groups, columns=[field], use_threads=False):
+            yield _rows_block(path, batch.column(0), row, piece.bytes * batch.num_rows // rows)
             row += batch.num_rows
 
 
-def _read_dataset(path: Path, piece: Piece, field: str) -> Iterator[Document]:
+def _read_dataset(path: Path, piece: Piece, field: str) -> Iterator[Block]:
     dataset = open_dataset(path, piece.name)
     require_column(path, dataset.column_names, field)
     if len(dataset) < piece.stop:
         raise DataError(f"{path}: found {len(dataset)} rows, expected {piece.stop} or more; do not change it now")
-    column = dataset.select_columns([field]).with_format("arrow")
-    for start in range(piece.start, piece.stop, ROWS):
-        yield from _texts(column[start : min(start + ROWS, piece.stop)].column(0), path, start)
+    table = dataset.select_columns([field]).with_format("arrow")
+    rows = piece.stop - piece.start
+    at_a_time = _rows_at_a_time(piece, rows)
+    for start in range(piece.start, piece.stop, at_a_time):
+        column = table[start : min(start + at_a_time, piece.stop)].column(0)
+        yield _rows_block(path, column.combine_chunks(), start, piece.bytes * len(column) // rows)
+
+
+def _rows_at_a_time(piece: Piece, rows: int) -> int:
+    return max(1, min(ROWS, rows * ROW_BYTES // max(1, piece.bytes)))
 
 
 def require_column(path: Path, columns: list[str], field: str) -> None:
@@ -252,9 +119,38 @@ def require_column(path: Path, columns: list[str], field: str) -> None:
         raise DataError(f"{path}: found the columns {', '.join(columns)}, expected {field}; set data.text_field")
 
 
-def _texts(values: Iterable[Any], path: Path, first: int) -> Iterator[Document]:
-    for row, value in enumerate(values, first):
-        yield _text(value, path, row)
+def _rows_block(path: Path, values: Any, first: int, source_bytes: int) -> Block:
+    """A block of the rows of an Arrow array, of which `first` is the number of the first."""
+
+    def parse() -> list[Document]:
+        texts = _plain_texts(values)
+        return texts if texts is not None else [_text(value, path, row) for row, value in enumerate(values, first)]
+
+    return Block(source_bytes, values.nbytes, parse)
+
+
+def _plain_texts(values: Any) -> list[Document] | None:
+    """The texts of an array of strings, straight from its buffer; None unless every one is whole, valid text."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)) or values.null_count:
+        return None
+    lengths = pyarrow.compute.binary_length(values).to_pylist()
+    _, offsets, data = values.buffers()
+    if data is None:
+        return [""] * len(values)
+    width = 4 if pyarrow.types.is_string(values.type) else 8
+    start = int.from_bytes(memoryview(offsets)[values.offset * width : (values.offset + 1) * width], "little")
+    view = memoryview(data)
+    texts: list[Document] = []
+    try:
+        for length in lengths:
+            texts.append(str(view[start : start + length], "utf-8"))
+            start += length
+    except UnicodeDecodeError:
+        return None
+    return texts
 
 
 def _text(value: Any, path: Path, row: int) -> Document:

@@ -98,27 +98,32 @@ class HubSource(Section):
 
 
 def _kind_of_source(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return "several"
     keys = value.keys() if isinstance(value, dict) else vars(value) if isinstance(value, Section) else ()
     return next((kind for kind in ("files", "package", "hub") if kind in keys), None)
 
 
-Source = Annotated[
-    Annotated[FilesSource, Tag("files")] | Annotated[PackageSource, Tag("package")] | Annotated[HubSource, Tag("hub")],
-    Discriminator(
-        _kind_of_source,
-        custom_error_type="source",
-        custom_error_message="a mapping with one of the keys files, package, hub",
-    ),
-]
+KIND_OF_SOURCE = Discriminator(
+    _kind_of_source,
+    custom_error_type="source",
+    custom_error_message="a mapping with one of the keys files, package, hub",
+)
+OneSource = (
+    Annotated[FilesSource, Tag("files")] | Annotated[PackageSource, Tag("package")] | Annotated[HubSource, Tag("hub")]
+)
+Source = Annotated[OneSource, KIND_OF_SOURCE]
+SeveralSources = Annotated[tuple[Source, ...], Field(min_length=1), Tag("several")]
 
 
 class Data(Section):
     """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
 
     name: Name
-    source: Source
+    source: Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
     text_field: str = "text"  # of jsonl, parquet and datasets
     tokenizer: str = "gpt2"  # or a folder that holds tokenizer.json, relative to the experiment's file
+    tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
     validation_fraction: Probability = 0.0005
     detokenizer: Literal["none", "wikitext"] = "none"
     on_bad_document: Literal["stop", "skip"] = "stop"
@@ -136,20 +141,30 @@ class Data(Section):
             "documents, expected validation_fraction: 0; set it to 0, or leave out the source's validation part"
         )
 
+    def sources(self) -> tuple[Source, ...]:
+        """The sources, in order."""
+        return self.source if isinstance(self.source, tuple) else (self.source,)
+
     def brings_validation(self) -> bool:
-        """Whether the source names its own validation documents."""
-        source = self.source
-        if isinstance(source, FilesSource):
-            return bool(source.validation_files)
-        return isinstance(source, HubSource) and source.validation_split is not None
+        """Whether a source names its own validation documents."""
+        return any(
+            bool(source.validation_files)
+            if isinstance(source, FilesSource)
+            else isinstance(source, HubSource) and source.validation_split is not None
+            for source in self.sources()
+        )
 
     def has_validation(self) -> bool:
         """Whether there is a validation split at all."""
         return self.brings_validation() or self.validation_fraction > 0
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of the shards: all but the tokenizer's engine."""
+        return self.model_dump(mode="json", exclude={"tokenizer_engine"})
+
     def dataset_name(self) -> str:
         """`<name>-<digest>`: two data sections that differ in anything never share shards."""
-        return f"{self.name}-{digest_of(self.model_dump(mode='json'))[:8]}"
+        return f"{self.name}-{digest_of(self.identity())[:8]}"
 
 
 class Model(Section):

@@ -1,26 +1,19 @@
 """corpus -> sealed dataset of token shards, unit by unit; finds what is recorded and does what is missing."""
 
-import contextlib
 import os
-import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mistral.config import Experiment
 from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
 from mistral.errors import ConfigError, DataError, ManifestError
-from mistral.files import make_folder
-from mistral.manifest import FileEntry, Manifest, Record, make_record
-from mistral.packing import Packer, Stream
+from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
-from mistral.shards import ShardFacts, locate_tokens, write_shard
-from mistral.tokens import Tokenizer, read_tokenizer, write_tokenizer
+from mistral.tokens import read_tokenizer
+from mistral.units import Work, pack_missing
+from mistral.vocabulary import write_tokenizer
 from mistral.workspace import Workspace
-
-MEGABYTE = 1_000_000
-LEFTOVER_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -41,28 +34,23 @@ class PreprocessSummary:
         """For people."""
         if self.facts is None:
             return f"{self.dataset}: {self.recorded} of {self.units} units recorded"
-        parts = [
-            f"{split} {totals['documents']:,} documents, {totals['tokens']:,} tokens"
-            for split, totals in self.facts["splits"].items()
-        ]
-        skipped = ", ".join(f"{count} {reason}" for reason, count in self.facts["skipped"].items()) or "none"
-        return f"{self.dataset}: whole; {'; '.join(parts)}; documents skipped: {skipped}"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What packing a unit needs besides the unit."""
-
-    experiment: Experiment
-    manifest: Manifest
-    plan: Plan
-    tokenizer: Tokenizer
-    progress: Progress
-
-    @property
-    def dataset(self) -> str:
-        """`<name>-<digest>`."""
-        return self.experiment.data.dataset_name()
+        lines = [f"{self.dataset}: whole"]
+        for split, totals in self.facts["splits"].items():
+            if totals["tokens"]:
+                lines.append(
+                    f"  {split}: {totals['documents']:,} documents, {totals['tokens']:,} tokens, "
+                    f"{totals['text_bytes'] / totals['tokens']:.2f} bytes a token; the longest documents have "
+                    f"{', '.join(f'{length:,}' for length in totals['longest'])} tokens"
+                )
+        if len(self.facts["sources"]) > 1:
+            total = sum(share["tokens"] for share in self.facts["sources"])
+            shares = ", ".join(f"{share['tokens'] / max(total, 1):.1%}" for share in self.facts["sources"])
+            lines.append(f"  shares of the sources, in tokens: {shares}")
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.facts["skipped"].items()) or "none"
+        lines.append(f"  documents skipped: {skipped}")
+        megabytes, cpu_seconds = self.facts["source_bytes"] / 1e6, self.facts["timing"]["cpu_seconds"]
+        lines.append(f"  {megabytes:,.0f} MB of source at {megabytes / max(cpu_seconds, 1e-9):,.0f} MB a CPU-second")
+        return "\n".join(lines)
 
 
 def preprocess(
@@ -82,7 +70,7 @@ def preprocess(
         progress: receives megabytes of source text.
         tasks: into how many tasks the units are cut.
         task: do only this one, counted from 0; all of them unless given.
-        workers: threads of the tokenizer.
+        workers: threads that parse and tokenize.
 
     Raises:
         DataError: the corpus cannot be read, or a split stays empty.
@@ -98,15 +86,15 @@ def preprocess(
         progress.say(f"{dataset}: whole, nothing to preprocess")
         return PreprocessSummary(dataset, count, count, 0, facts)
     require_same_source(experiment, manifest, plan)
-    os.environ.setdefault("RAYON_NUM_THREADS", str(workers))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
     write_tokenizer(experiment, workspace.tokenizer(dataset))
-    tokenizer = read_tokenizer(workspace.tokenizer(dataset))
+    tokenizer = read_tokenizer(workspace.tokenizer(dataset), experiment.data.tokenizer_engine)
     mine = list(plan.units) if task is None else tasks_of(plan.units, tasks, task)
-    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress), mine)
+    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers), mine)
     recorded = unit_names(manifest, dataset)
     if len(recorded) < len(plan.units):
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
+    require_same_source(experiment, manifest, plan)  # what other tasks read meanwhile
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
     whole = seal(manifest, experiment, tokenizer, records)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
@@ -131,7 +119,7 @@ def require_same_source(experiment: Experiment, manifest: Manifest, plan: Plan |
     """
     if plan is None:
         return
-    dataset, data = experiment.data.dataset_name(), experiment.data.model_dump(mode="json")
+    dataset, data = experiment.data.dataset_name(), experiment.data.identity()
     planned = {unit.name: unit for unit in plan.units}
     lines = []
     for name in unit_names(manifest, dataset):
@@ -177,69 +165,3 @@ def tasks_of(units: tuple[Unit, ...], tasks: int, task: int) -> list[Unit]:
             chosen.append(unit)
         before += unit.bytes()
     return chosen
-
-
-def pack_missing(work: Work, units: list[Unit]) -> int:
-    """Pack and record the units that are not recorded; returns how many those were."""
-    recorded = set(unit_names(work.manifest, work.dataset))
-    left = [unit for unit in units if unit.name not in recorded]
-    total, done = sum(unit.bytes() for unit in units), sum(unit.bytes() for unit in units if unit.name in recorded)
-    work.progress.start(f"preprocess {work.dataset}", max(1, total // MEGABYTE), "MB", done // MEGABYTE)
-    try:
-        for unit in left:
-            pack_unit(work, unit)
-    finally:
-        work.progress.finish()
-    return len(left)
-
-
-def pack_unit(work: Work, unit: Unit) -> None:
-    """Read one unit, write its shards, and record it."""
-    start, data = time.monotonic(), work.experiment.data
-    folder = work.manifest.workspace.dataset(work.dataset)
-    make_folder(folder)
-    read = 0
-
-    def advance(size: int) -> None:
-        nonlocal read
-        before, read = read, read + size
-        work.progress.advance(read // MEGABYTE - before // MEGABYTE)
-
-    with Packer(data, work.tokenizer, folder) as packer:
-        packer.pack(unit, work.plan.paths, advance)
-        streams = packer.streams.items()
-        files = [write_split(work, split, unit.name, stream) for split, stream in streams if stream.tokens]
-    for entry in files:
-        remove_leftovers(work.manifest.workspace.inside(entry.path))
-    facts = {
-        "splits": {split: stream.facts() | offset_of(work, split, unit, stream) for split, stream in streams},
-        "skipped": dict(sorted(packer.skipped.items())),
-        "tokenizer_sha256": work.tokenizer.sha256,
-        "pieces": [asdict(piece) for piece in unit.pieces],
-        "seconds": time.monotonic() - start,
-    }
-    key, config = (work.dataset, unit.name), unit.digest(data.model_dump(mode="json"))
-    work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs={}, files=files, facts=facts))
-
-
-def offset_of(work: Work, split: str, unit: Unit, stream: Stream) -> dict[str, int]:
-    """Where the tokens begin in a shard's file, so that training maps thousands of shards without opening them."""
-    path = work.manifest.workspace.shard(work.dataset, split, unit.name)
-    return {"offset": locate_tokens(path).offset} if stream.tokens else {}
-
-
-def remove_leftovers(shard: Path) -> None:
-    """Remove what killed processes left beside a shard; a file that is newer may be another task's at work."""
-    for path in shard.parent.glob(f".{shard.name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < shard.stat().st_mtime - LEFTOVER_SECONDS:
-                path.unlink()
-
-
-def write_split(work: Work, split: str, unit: str, stream: Stream) -> FileEntry:
-    """Write the shard of one split of a unit."""
-    path = work.manifest.workspace.shard(work.dataset, split, unit)
-    sha256, end_of_text_id = work.tokenizer.sha256, work.tokenizer.end_of_text_id
-    facts = ShardFacts(sha256, end_of_text_id, split, unit, stream.tokens, len(stream.starts))
-    write_shard(path, facts, stream.blocks(), stream.document_starts())
-    return work.manifest.entry(path)

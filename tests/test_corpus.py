@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral.config import Experiment, load_experiment
-from mistral.corpus import Piece, Plan, plan_units
+from mistral.corpus import Piece, Plan, SourceFile, plan_units
 from mistral.detokenize import detokenize_wikitext
+from mistral.documents import Bad
 from mistral.errors import DataError
 from mistral.packing import belongs_to_validation
-from mistral.readers import Bad, read_piece
+from mistral.readers import read_piece
 from mistral.yamltext import write_yaml
 
 CONFIG = Path(__file__).parent.parent / "conf" / "experiments" / "quickstart.yaml"
@@ -41,7 +42,7 @@ def plan(folder: Path, source: dict[str, Any], **data: Any) -> Plan:
 
 def read(planned: Plan, field: str = "text") -> list[str | Bad]:
     pieces = [piece for unit in planned.units for piece in unit.pieces]
-    return [document for piece in pieces for document in read_piece(planned.paths[piece.name], piece, field)]
+    return [document for piece in pieces for document in read_piece(planned.files[piece.name], piece, field)]
 
 
 def json_lines(texts: list[str]) -> bytes:
@@ -123,7 +124,7 @@ def test_byte_ranges_own_each_line_once_wherever_they_are_cut(tmp_path_factory, 
     path.write_bytes(raw)
     cuts = [(start, min(start + limit, len(raw))) for start in range(0, len(raw), limit)]
     pieces = [Piece("a.txt", ".txt", start, stop, stop - start, "train", True) for start, stop in cuts]
-    documents = [document for piece in pieces for document in read_piece(path, piece, "text")]
+    documents = [document for piece in pieces for document in read_piece(SourceFile.at(path), piece, "text")]
     assert documents == [line.removesuffix("\r") for line in lines if line.strip()]
 
 
@@ -249,7 +250,9 @@ def test_a_bad_line_is_named_with_its_number_also_in_the_middle_of_a_file(tmp_pa
     path.write_bytes(before + line + b"\n" + json_lines(["y"]))
     size = path.stat().st_size
     for start in (0, 30, len(before)):
-        documents = list(read_piece(path, Piece("a.jsonl", ".jsonl", start, size, size - start, "train"), "text"))
+        documents = list(
+            read_piece(SourceFile.at(path), Piece("a.jsonl", ".jsonl", start, size, size - start, "train"), "text")
+        )
         [bad] = [document for document in documents if isinstance(document, Bad)]
         assert (bad.reason, bad.where()) == (reason, f"{path}, line 13")
         assert documents[-1] == "y"
@@ -318,7 +321,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path):
 def test_the_split_is_the_documented_function_of_the_text(text, fraction):
     raw = text.encode()
     number = int(hashlib.sha256(raw).hexdigest()[:16], 16)
-    assert belongs_to_validation(raw, fraction) == (number / 2**64 < fraction)
+    assert belongs_to_validation(hashlib.sha256(raw).digest(), fraction) == (number / 2**64 < fraction)
 
 
 @pytest.mark.parametrize(

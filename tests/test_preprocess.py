@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mistral import packing
+from mistral import lines, packing
 from mistral.config import Experiment, load_experiment
 from mistral.corpus import Piece, Unit
 from mistral.dataset import open_split
@@ -137,8 +137,8 @@ def test_a_shard_says_where_its_documents_start_and_what_made_it(tmp_path, corpu
 
 def test_tokens_that_spill_to_disk_give_the_same_shards(tmp_path, corpus, monkeypatch):
     run(tmp_path, corpus)
-    monkeypatch.setattr(packing, "SPILL_TOKENS", 1_000)
-    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 5_000)
+    monkeypatch.setattr(packing, "SPILL_BYTES", 2_000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 5_000)
     run(tmp_path, corpus, "spilled")
     assert hashes(tmp_path, "spilled") == hashes(tmp_path)
 
@@ -157,7 +157,7 @@ def test_the_quickstart_has_two_splits_that_are_worth_measuring(tmp_path):
     documents = {split: totals["documents"] for split, totals in summary.facts["splits"].items()}
     assert documents == {"train": 34, "validation": 4}
     assert summary.facts["splits"]["validation"]["tokens"] > 100_000
-    assert "validation 4 documents" in summary.as_text()
+    assert "validation: 4 documents" in summary.as_text()
 
 
 # --- tasks, kills, repetitions ----------------------------------------------------------------------------------
@@ -191,9 +191,10 @@ from pathlib import Path
 from mistral.config import load_experiment
 from mistral.progress import Silent
 from mistral.workspace import Workspace
-from pipeline import preprocess as stage
+from mistral import units
+from pipeline.preprocess import preprocess
 
-write = stage.write_shard
+write = units.write_shard
 def write_half(path, facts, blocks, starts):
     def halves():
         for block in blocks:
@@ -202,8 +203,8 @@ def write_half(path, facts, blocks, starts):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield block[len(block) // 2 :]
     write(path, facts, halves(), starts)
-stage.write_shard = write_half
-stage.preprocess(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), Silent())
+units.write_shard = write_half
+preprocess(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), Silent())
 """
 
 

