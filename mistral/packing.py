@@ -190,13 +190,12 @@ class Packer:
             elif not document:
                 empty += 1
             else:
-                raw = document.encode("utf-8")
-                digest = hashlib.sha256(raw).digest()
+                digest, size = _digest_and_size(document)
                 validation = belongs_to_validation(digest, fraction) if by_hash else piece.split == "validation"
                 split = "validation" if validation else "train"
                 texts[split].append(document if self.data.detokenizer == "none" else detokenize_wikitext(document))
                 digests[split].append(digest)
-                sizes[split].append(len(raw))
+                sizes[split].append(size)
         parts = {}
         for split in SPLITS:
             if texts[split]:
@@ -232,6 +231,12 @@ class Packer:
                 "  mend it, or set data.on_bad_document: skip to leave it out"
             )
         self.skipped[bad.reason] += 1
+
+
+def _digest_and_size(text: str) -> tuple[bytes, int]:
+    """sha256 and length of a text's UTF-8 form."""
+    raw = text.encode("utf-8")
+    return hashlib.sha256(raw).digest(), len(raw)
 
 
 def belongs_to_validation(digest: bytes, fraction: float) -> bool:

@@ -8,7 +8,7 @@ reference on samples.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -98,19 +98,27 @@ class Tokenizer:
 
         Long texts are encoded in pieces, so that memory does not grow with their length.
         """
-        cut = [list(pieces_of(text)) if self.cuts else [text] for text in texts]
         dtype, parts, ends, before = token_dtype(self.vocabulary_size), [], [], 0
-        for batch in _batches([piece for pieces in cut for piece in pieces]):
+        counts: list[int] = []  # pieces of each text
+        for batch in _batches(self._pieces(texts, counts)):
             ids, batch_ends = self.engine.encode(batch)
             parts.append(ids.astype(dtype))
             ends.append(batch_ends + before)
             before += len(ids)
         if not parts:
             return Encoded(np.zeros(0, dtype=dtype), np.zeros(0, dtype=np.int64))
-        last = np.cumsum([len(pieces) for pieces in cut]) - 1  # piece of each document
-        document_ends = np.concatenate(ends)[last]
+        document_ends = np.concatenate(ends)[np.cumsum(counts) - 1]
         tokens = np.insert(np.concatenate(parts) if len(parts) > 1 else parts[0], document_ends, self.end_of_text_id)
         return Encoded(tokens, document_ends + np.arange(1, len(texts) + 1))
+
+    def _pieces(self, texts: list[str], counts: list[int]) -> Iterator[str]:
+        """All texts in pieces; tells how many each one had."""
+        for text in texts:
+            count = 0
+            for piece in pieces_of(text) if self.cuts else (text,):
+                count += 1
+                yield piece
+            counts.append(count)
 
     def hold_against_reference(self, text: str, ids: Tokens) -> None:
         """Compare the ids of a document, or of its beginning, with Hugging Face's.
@@ -197,7 +205,7 @@ def beginning_of(text: str) -> str:
     return text[: found.end()] if found else text
 
 
-def _batches(texts: list[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch, characters = list[str](), 0
     for text in texts:
         batch.append(text)

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gzip
 import importlib.util
 import json
 import multiprocessing
@@ -8,8 +9,10 @@ from multiprocessing.context import ForkContext
 from pathlib import Path
 
 import pytest
+from corpora import experiment, json_lines, texts, write_corpus
 from hypothesis import settings
 
+from mistral.config import Experiment
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 
@@ -101,3 +104,13 @@ def tiny(tmp_path: Path, plays: list[str], small_tokenizer: Path) -> Path:
     for ranks in (1, 2):
         (tmp_path / f"ranks{ranks}.yaml").write_text(CLUSTER % ranks, encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Experiment:
+    """Three units, as a compressed stream is one by itself."""
+    documents = texts()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(documents[:150])))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines(documents[150:300])))
+    write_corpus(tmp_path, documents[300:])
+    return experiment(tmp_path)

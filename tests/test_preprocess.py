@@ -1,19 +1,29 @@
 """The promises of preprocess: the same shards however the work was cut, killed or repeated; a seal to be trusted."""
 
-import gzip
 import hashlib
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from corpora import (
+    LARGE,
+    QUICKSTART,
+    ROOT,
+    SMALL,
+    experiment,
+    hashes,
+    run,
+    seal_of,
+    snapshot,
+    texts,
+    write_corpus,
+)
 
 from mistral import lines, packing
 from mistral.config import Experiment, load_experiment
@@ -21,52 +31,15 @@ from mistral.corpus import Piece, Unit
 from mistral.dataset import open_split
 from mistral.errors import ConfigError, DataError, ManifestError, StorageError
 from mistral.files import sha256_of
-from mistral.manifest import Manifest, Record
+from mistral.manifest import Manifest
 from mistral.progress import Silent
 from mistral.shards import locate_tokens, read_document_starts, read_facts
 from mistral.tokens import read_tokenizer
 from mistral.workspace import Workspace
-from mistral.yamltext import write_yaml
 from pipeline import preprocess as stage
-from pipeline.preprocess import PreprocessSummary, preprocess, tasks_of
+from pipeline.preprocess import tasks_of
 
-ROOT = Path(__file__).parent.parent
-QUICKSTART = ROOT / "conf" / "experiments" / "quickstart.yaml"
 END_OF_TEXT = 50256
-SMALL, LARGE = 500, 3_000
-
-
-def texts(count: int = SMALL) -> list[str]:
-    """Documents of 300 to 1,100 bytes; 3,000 of them are 2.1 MB."""
-    source = random.Random(5)
-    words = ["the", "king", "<|endoftext|>", "naïve", "日本", "\n", "says:", "42", "  "]
-    return [" ".join(source.choices(words, k=source.randint(80, 240))) for _ in range(count)]
-
-
-def experiment(folder: Path, **data: Any) -> Experiment:
-    raw = load_experiment(str(QUICKSTART)).model_dump(mode="json")
-    defaults = {"name": "corpus", "source": {"files": ["*.jsonl*"]}, "validation_fraction": 0.1, "unit_megabytes": 1}
-    raw["data"] = defaults | data
-    (folder / "experiment.yaml").write_text(write_yaml(raw))
-    return load_experiment(str(folder / "experiment.yaml"))
-
-
-def write_corpus(folder: Path, documents: list[str]) -> None:
-    (folder / "c.jsonl").write_bytes(json_lines(documents))
-
-
-def json_lines(documents: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode()
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Experiment:
-    """Three units, as a compressed stream is one by itself."""
-    documents = texts()
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(documents[:150])))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines(documents[150:300])))
-    write_corpus(tmp_path, documents[300:])
-    return experiment(tmp_path)
 
 
 @pytest.fixture
@@ -74,25 +47,6 @@ def cut_corpus(tmp_path: Path) -> Experiment:
     """One file of lines, cut into three units of at most a megabyte."""
     write_corpus(tmp_path, texts(LARGE))
     return experiment(tmp_path)
-
-
-def run(folder: Path, what: Experiment, name: str = "workspace", **options: Any) -> PreprocessSummary:
-    return preprocess(what, Workspace(folder / name), Silent(), **options)
-
-
-def hashes(folder: Path, name: str = "workspace") -> dict[str, str]:
-    root = folder / name / "data"
-    return {str(path.relative_to(root)): sha256_of(path) for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def snapshot(folder: Path, name: str = "workspace") -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder / name).rglob("*")}
-
-
-def seal_of(folder: Path, what: Experiment, name: str = "workspace") -> Record:
-    found = Manifest(Workspace(folder / name)).find("preprocess", (what.data.dataset_name(), "dataset"))
-    assert found is not None
-    return found
 
 
 def stream_of(folder: Path, what: Experiment, split: str) -> np.ndarray:
