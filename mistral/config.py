@@ -28,6 +28,7 @@ from mistral.sections import (
     Positive,
     Section,
     Seeds,
+    TrainedTokenizer,
     Training,
 )
 from mistral.yamltext import override, read_yaml, write_yaml
@@ -44,6 +45,7 @@ __all__ = [
     "Model",
     "PackageSource",
     "Seeds",
+    "TrainedTokenizer",
     "Training",
     "find_config",
     "load_cluster",

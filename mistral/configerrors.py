@@ -93,8 +93,10 @@ def _problem(item: Any, model: type[Section]) -> str:
 def _dotted(location: Location) -> str:
     """`data.source.files`: a place as a user writes it, without what pydantic adds to it."""
     if location[:2] == ("data", "source"):
-        within = location[3:]  # without the kind of the source
+        within = location[3:]  # without pydantic's name for the kind of source
         location = (*location[:2], *(within[:1] + within[2:] if location[2:3] == ("several",) else within))
+    if location[:2] == ("data", "tokenizer"):
+        location = (*location[:2], *location[3:])
     parts = [str(part) for part in location if part != "[key]"]
     return ".".join(part if part.isprintable() else repr(part) for part in parts)
 

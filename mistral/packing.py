@@ -15,17 +15,14 @@ from typing import Self
 import numpy as np
 
 from mistral.config import Data
-from mistral.corpus import BY_HASH, Piece, SourceFile, Unit
-from mistral.detokenize import detokenize_wikitext
+from mistral.corpus import Piece, SourceFile, Unit
 from mistral.documents import Bad, Block
-from mistral.errors import DataError
 from mistral.files import storage_errors
 from mistral.ordered import in_order
-from mistral.readers import read_blocks
 from mistral.shards import Int64, Tokens, token_dtype
+from mistral.splitting import SPLITS, refuse, split_block, unit_blocks
 from mistral.tokens import Encoded, Tokenizer
 
-SPLITS = ("train", "validation")
 SPILL_BYTES = 192_000_000  # of tokens in memory before they go to a temporary file: more than a unit of 256 MB has
 IN_FLIGHT_BYTES = 32_000_000  # of source text between reading and packing
 SAMPLES = 64  # documents of a unit that are held against the reference tokenizer, at most: one in 4 MB
@@ -153,66 +150,44 @@ class Packer:
             DataError: a document cannot be read, and data.on_bad_document is stop; or the fast tokenizer differs from
                 the reference.
         """
-        self._sample_every = max(4, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
         left = unit.bytes()
-        packed = in_order(
-            self._pack,
-            self._blocks(unit, files),
-            workers=self.workers,
-            weight=lambda item: item[2].held_bytes,
-            limit=IN_FLIGHT_BYTES,
-        )
-        for block in packed:
+        for block in self.packed_blocks(unit, files):
             self._take(block)
             size = min(left, block.source_bytes)
             left -= size
             advance(size)
         advance(left)
 
-    def _blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[tuple[int, Piece, Block]]:
-        number = 0
-        for piece in unit.pieces:
-            for block in read_blocks(files[piece.name], piece, self.data.text_field):
-                yield number, piece, block
-                number += 1
+    def packed_blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[Packed]:
+        """The blocks of a unit, tokenized, in order."""
+        self._sample_every = max(4, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
+        return in_order(
+            self._pack,
+            enumerate(unit_blocks(self.data, unit, files)),
+            workers=self.workers,
+            weight=lambda item: item[1][1].held_bytes,
+            limit=IN_FLIGHT_BYTES,
+        )
 
-    def _pack(self, numbered: tuple[int, Piece, Block]) -> Packed:
+    def _pack(self, numbered: tuple[int, tuple[Piece, Block]]) -> Packed:
         """What the threads do to a block."""
-        number, piece, block = numbered
-        fraction, by_hash = self.data.validation_fraction, piece.split == BY_HASH
-        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-        digests: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-        sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
-        bad, empty = [], 0
-        for document in block.parse():
-            if isinstance(document, Bad):
-                bad.append(document)
-            elif not document:
-                empty += 1
-            else:
-                digest, size = _digest_and_size(document)
-                validation = belongs_to_validation(digest, fraction) if by_hash else piece.split == "validation"
-                split = "validation" if validation else "train"
-                texts[split].append(document if self.data.detokenizer == "none" else detokenize_wikitext(document))
-                digests[split].append(digest)
-                sizes[split].append(size)
-        parts = {}
-        for split in SPLITS:
-            if texts[split]:
-                encoded = self.tokenizer.encode(texts[split])
-                if number % self._sample_every == 0 and split == "train":
-                    self._hold_against_reference(number, texts[split], encoded)
-                parts[split] = Part(encoded, digests[split], sizes[split])
-        return Packed(block.source_bytes, parts, bad, empty)
-
-    def _hold_against_reference(self, number: int, texts: list[str], encoded: Encoded) -> None:
-        chosen = number * 7919 % len(texts)
-        self.tokenizer.hold_against_reference(texts[chosen], encoded.document(chosen))
+        number, (piece, block) = numbered
+        found = split_block(self.data, piece, block)
+        parts: dict[str, Part] = {}
+        for split, documents in found.splits.items():
+            if documents.texts:
+                encoded = self.tokenizer.encode(documents.texts)
+                if number % self._sample_every == 0 and not parts:
+                    chosen = number * 7919 % len(documents.texts)
+                    self.tokenizer.hold_against_reference(documents.texts[chosen], encoded.document(chosen))
+                parts[split] = Part(encoded, documents.digests, documents.sizes)
+        return Packed(block.source_bytes, parts, found.bad, found.empty)
 
     def _take(self, packed: Packed) -> None:
         """Add a packed block to the streams; in the order of the source."""
         for bad in packed.bad:
-            self._refuse(bad)
+            refuse(self.data, bad)
+            self.skipped[bad.reason] += 1
         if packed.empty:
             self.skipped["empty"] += packed.empty
         for split, part in packed.parts.items():
@@ -222,23 +197,3 @@ class Packer:
                     {"document": number, "sha256": digest.hex(), "bytes": size} for number, (digest, size) in listed
                 ]
             self.streams[split].append(part)
-
-    def _refuse(self, bad: Bad) -> None:
-        if self.data.on_bad_document == "stop":
-            raise DataError(
-                f"{bad.where()}: found a document that cannot be read: {bad.reason} ({bad.found}), expected text in "
-                f"UTF-8, in the field {self.data.text_field!r} where there are fields\n"
-                "  mend it, or set data.on_bad_document: skip to leave it out"
-            )
-        self.skipped[bad.reason] += 1
-
-
-def _digest_and_size(text: str) -> tuple[bytes, int]:
-    """sha256 and length of a text's UTF-8 form."""
-    raw = text.encode("utf-8")
-    return hashlib.sha256(raw).digest(), len(raw)
-
-
-def belongs_to_validation(digest: bytes, fraction: float) -> bool:
-    """Whether a document is validation: by the first 8 bytes, big-endian, of the sha256 of its UTF-8 text."""
-    return int.from_bytes(digest[:8], "big") / 2**64 < fraction

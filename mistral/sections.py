@@ -116,13 +116,35 @@ Source = Annotated[OneSource, KIND_OF_SOURCE]
 SeveralSources = Annotated[tuple[Source, ...], Field(min_length=1), Tag("several")]
 
 
+class TrainTokenizer(Section):
+    """How GPT-2's kind of tokenizer is trained on the training documents."""
+
+    vocab_size: Annotated[Whole, Field(ge=257)]  # the 256 bytes, end-of-text, and what is merged from them
+    megabytes: Positive = 1000  # of text it is trained on: the same share of the beginning of every unit
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer that is trained from scratch."""
+
+    train: TrainTokenizer
+
+
+def _kind_of_tokenizer(value: Any) -> str:
+    return "trained" if isinstance(value, dict | TrainedTokenizer) else "name"
+
+
+KIND_OF_TOKENIZER = Discriminator(_kind_of_tokenizer)
+TokenizerChoice = Annotated[str, Tag("name")] | Annotated[TrainedTokenizer, Tag("trained")]
+
+
 class Data(Section):
     """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
 
     name: Name
     source: Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
     text_field: str = "text"  # of jsonl, parquet and datasets
-    tokenizer: str = "gpt2"  # or a folder that holds tokenizer.json, relative to the experiment's file
+    # gpt2; a folder that holds tokenizer.json, relative to the experiment's file; or {train: {vocab_size: 8192}}
+    tokenizer: Annotated[TokenizerChoice, KIND_OF_TOKENIZER] = "gpt2"
     tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
     validation_fraction: Probability = 0.0005
     detokenizer: Literal["none", "wikitext"] = "none"

@@ -1,11 +1,12 @@
-"""data.tokenizer -> tokenizer.json and tokenizer_config.json in the workspace: GPT-2's, or a folder's."""
+"""data.tokenizer -> tokenizer.json and its config in the workspace: GPT-2's, a folder's, or one that is trained."""
 
 import importlib.util
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mistral.config import Experiment
+from mistral.config import Experiment, TrainedTokenizer
 from mistral.errors import DataError
 from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
 
@@ -13,6 +14,7 @@ GPT2 = "gpt2"
 GPT2_ON_THE_HUB = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 END_OF_TEXT = "<|endoftext|>"
+NO_AFFIXES: dict[str, Any] = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}  # as GPT-2's file says
 # What transformers' GPT2TokenizerFast.save_pretrained writes; a test compares them.
 GPT2_CONFIG = {
     "add_prefix_space": False,
@@ -27,11 +29,19 @@ GPT2_CONFIG = {
 }
 
 
-def write_tokenizer(experiment: Experiment, folder: Path) -> None:
+Texts = Callable[[int], Iterator[list[str]]]
+
+
+def write_tokenizer(experiment: Experiment, folder: Path, training_texts: Texts) -> None:
     """Put tokenizer.json and tokenizer_config.json into a folder of the workspace, unless they are there.
 
+    Args:
+        experiment: its data section says which tokenizer.
+        folder: where the files go.
+        training_texts: gives about so many bytes of the training documents, for a tokenizer that is trained.
+
     Raises:
-        DataError: there is no such tokenizer.
+        DataError: there is no such tokenizer, or too little text to train one.
     """
     if (folder / "tokenizer.json").exists():
         return
@@ -39,7 +49,7 @@ def write_tokenizer(experiment: Experiment, folder: Path) -> None:
     make_folder(temporary)
     try:
         with storage_errors(folder):
-            _write(experiment, temporary)
+            _write(experiment, temporary, training_texts)
             for path in temporary.iterdir():
                 fsync_file(path)
             fsync_folder(temporary)
@@ -52,11 +62,14 @@ def write_tokenizer(experiment: Experiment, folder: Path) -> None:
         remove_folder(temporary)
 
 
-def _write(experiment: Experiment, folder: Path) -> None:
-    if experiment.data.tokenizer == GPT2:
+def _write(experiment: Experiment, folder: Path, training_texts: Texts) -> None:
+    choice = experiment.data.tokenizer
+    if isinstance(choice, TrainedTokenizer):
+        train_tokenizer(folder, training_texts(choice.train.megabytes * 1_000_000), choice.train.vocab_size)
+    elif choice == GPT2:
         write_gpt2(folder, *(installed_gpt2() or _downloaded_gpt2()))
     else:
-        _load(experiment.path(experiment.data.tokenizer)).save_pretrained(folder)
+        _load(experiment.path(choice)).save_pretrained(folder)
 
 
 def _load(folder: Path) -> Any:
@@ -106,17 +119,51 @@ def write_gpt2(folder: Path, encoder: Path, merges: Path) -> None:
 
     Built by the tokenizers library alone: transformers takes seconds to import, on every task of an array.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import models
 
     vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
     lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # after the line with the version
     pairs = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
-    model = models.BPE(vocab=vocabulary, merges=pairs, continuing_subword_prefix="", end_of_word_suffix="")
+    _save(_like_gpt2(models.BPE(vocab=vocabulary, merges=pairs, **NO_AFFIXES)), folder)
+
+
+def train_tokenizer(folder: Path, texts: Iterator[list[str]], vocab_size: int) -> None:
+    """A tokenizer of GPT-2's kind, trained from scratch; end-of-text is its id 0. The same texts give the same bytes.
+
+    Raises:
+        DataError: the texts do not have that many tokens.
+    """
+    from tokenizers import models, pre_tokenizers, trainers
+
+    tokenizer = _like_gpt2(models.BPE(**NO_AFFIXES))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (found := tokenizer.get_vocab_size()) != vocab_size:
+        raise DataError(
+            f"data.tokenizer.train.vocab_size: found text for {found:,} tokens, expected {vocab_size:,}\n"
+            "  lower vocab_size, raise data.tokenizer.train.megabytes, or give it more text"
+        )
+    _save(tokenizer, folder)
+
+
+def _like_gpt2(model: Any) -> Any:
+    """A model with everything that GPT-2 has around it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+
     tokenizer: Any = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return tokenizer
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     text = json.dumps(GPT2_CONFIG, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -86,13 +86,31 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
         show_sample(context, chosen[0], None, "KING.", 60)
 
 
-@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline preprocess gpt2-small --workspace /scratch/owt")
+@cli.command(
+    cls=Command,
+    epilog="Example:\n  mistral-pipeline preprocess gpt2-small --workspace /scratch/owt\n"
+    "  mistral-pipeline preprocess quickstart --peek 5",
+)
 @stage
 @task_options(tasks=True)
-def preprocess(context: "Context", *, as_json: bool, task: int | None, tasks: int | None) -> None:
+@click.option(
+    "--peek", type=click.IntRange(min=1), metavar="N", help="Print the first N documents as the model sees them."
+)
+@click.option("--fetch-only", is_flag=True, help="Fetch what comes from a network into the workspace, and stop.")
+def preprocess(
+    context: "Context", *, as_json: bool, task: int | None, tasks: int | None, peek: int | None, fetch_only: bool
+) -> None:
     """Tokenize the corpus and pack it into HDF5 shards."""
-    require_local(context, task)
-    show(do_preprocess(context, task, tasks), as_json)
+    from pipeline import preprocess as stage_of
+
+    if peek is not None:
+        for shown in stage_of.peek(context.experiment, context.workspace, peek):
+            click.echo(shown)
+    elif fetch_only:
+        click.echo(stage_of.fetch(context.experiment, context.workspace))
+    else:
+        require_local(context, task)
+        show(do_preprocess(context, task, tasks), as_json)
 
 
 def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> Any:

@@ -1,7 +1,12 @@
 """corpus -> sealed dataset of token shards, unit by unit; finds what is recorded and does what is missing."""
 
+import itertools
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mistral.config import Experiment
@@ -9,11 +14,15 @@ from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
 from mistral.errors import ConfigError, DataError, ManifestError
 from mistral.manifest import Manifest, Record
+from mistral.packing import Packer
 from mistral.progress import Progress
+from mistral.splitting import SPLITS, training_texts
 from mistral.tokens import read_tokenizer
 from mistral.units import Work, pack_missing
 from mistral.vocabulary import write_tokenizer
 from mistral.workspace import Workspace
+
+SHOWN_TOKENS = 200  # of a document that --peek shows
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def preprocess(
         return PreprocessSummary(dataset, count, count, 0, facts)
     require_same_source(experiment, manifest, plan)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
-    write_tokenizer(experiment, workspace.tokenizer(dataset))
+    write_tokenizer(experiment, workspace.tokenizer(dataset), partial(training_texts, experiment.data, plan))
     tokenizer = read_tokenizer(workspace.tokenizer(dataset), experiment.data.tokenizer_engine)
     mine = list(plan.units) if task is None else tasks_of(plan.units, tasks, task)
     packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers), mine)
@@ -98,6 +107,56 @@ def preprocess(
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
     whole = seal(manifest, experiment, tokenizer, records)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
+
+
+def fetch(experiment: Experiment, workspace: Workspace) -> str:
+    """Put what comes from a network, and a tokenizer that is trained, into the workspace; says what is there.
+
+    Raises:
+        DataError: the corpus or the tokenizer cannot be had.
+    """
+    plan, folder = plan_units(experiment, workspace.sources()), workspace.tokenizer(experiment.data.dataset_name())
+    write_tokenizer(experiment, folder, partial(training_texts, experiment.data, plan))
+    megabytes = sum(unit.bytes() for unit in plan.units) / 1e6
+    return (
+        f"{experiment.data.dataset_name()}: {len(plan.units):,} units of {megabytes:,.0f} MB and the tokenizer are "
+        "here; preprocess needs no network"
+    )
+
+
+def peek(experiment: Experiment, workspace: Workspace, count: int) -> Iterator[str]:
+    """The first documents of a corpus as a model will see them; changes nothing but what is fetched.
+
+    Raises:
+        DataError: the corpus cannot be read.
+    """
+    plan, data = plan_units(experiment, workspace.sources()), experiment.data
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = workspace.tokenizer(data.dataset_name())
+        if not folder.exists():
+            folder = Path(temporary) / "tokenizer"
+            write_tokenizer(experiment, folder, partial(training_texts, data, plan))
+        tokenizer = read_tokenizer(folder, data.tokenizer_engine)
+        with Packer(data, tokenizer, Path(temporary)) as packer:
+            yield from itertools.islice(_shown_documents(packer, plan), count)
+
+
+def _shown_documents(packer: Packer, plan: Plan) -> Iterator[str]:
+    numbers = {split: itertools.count() for split in SPLITS}
+    for unit in plan.units:
+        for block in packer.packed_blocks(unit, plan.files):
+            for bad in block.bad:
+                yield f"--- {bad.where()}: {bad.reason}"
+            for split, part in block.parts.items():
+                for number, (digest, size) in enumerate(zip(part.digests, part.sizes, strict=True)):
+                    ids = part.encoded.document(number)
+                    text = packer.tokenizer.decode(ids[:SHOWN_TOKENS])
+                    rest = f" [{len(ids) - SHOWN_TOKENS:,} more tokens] " if len(ids) > SHOWN_TOKENS else ""
+                    end = packer.tokenizer.decode(part.encoded.tokens[part.encoded.ends[number] - 1 :][:1])
+                    yield (
+                        f"--- {split} document {next(numbers[split])}: {len(ids):,} tokens, {size:,} bytes, "
+                        f"sha256 {digest.hex()[:16]}\n{text}{rest}{end}"
+                    )
 
 
 def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, progress: Progress) -> Plan | None:

@@ -22,8 +22,8 @@ from mistral.corpus import Piece, Plan, SourceFile, plan_units
 from mistral.detokenize import detokenize_wikitext
 from mistral.documents import Bad
 from mistral.errors import DataError
-from mistral.packing import belongs_to_validation
 from mistral.readers import read_piece
+from mistral.splitting import belongs_to_validation
 from mistral.yamltext import write_yaml
 
 CONFIG = Path(__file__).parent.parent / "conf" / "experiments" / "quickstart.yaml"

@@ -18,6 +18,7 @@ from mistral.tokens import PIECE_CHARACTERS, Tokenizer, pieces_of, read_tokenize
 from mistral.vocabulary import write_tokenizer
 
 END_OF_TEXT = 50256
+NO_TEXTS = {}.__getitem__  # only a tokenizer that is trained asks for texts
 NASTY = {
     "a megabyte of one letter": "a" * 1_000_000,
     "spaces": " " * 100_000,
@@ -44,7 +45,7 @@ def experiment(folder: Path, tokenizer: str) -> Experiment:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("gpt2")
-    write_tokenizer(experiment(place, "gpt2"), place / "tokenizer")
+    write_tokenizer(experiment(place, "gpt2"), place / "tokenizer", NO_TEXTS)
     return place / "tokenizer"
 
 
@@ -76,7 +77,7 @@ def test_gpt2_is_found_offline_without_importing_its_package(gpt2):
 
 
 def test_the_tokenizer_is_written_with_the_same_bytes_each_time(folder, tmp_path):
-    write_tokenizer(experiment(tmp_path, "gpt2"), tmp_path / "again")
+    write_tokenizer(experiment(tmp_path, "gpt2"), tmp_path / "again", NO_TEXTS)
     assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
     assert {p.name: sha256_of(p) for p in folder.iterdir()} == {
         p.name: sha256_of(p) for p in (tmp_path / "again").iterdir()
@@ -134,14 +135,14 @@ def test_a_tokenizer_in_a_folder_is_taken_with_its_own_end_of_text(tmp_path, fol
     (mine / "tokenizer.json").write_text(json.dumps(body), encoding="utf-8")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
     (mine / "tokenizer_config.json").write_text(json.dumps(config))
-    write_tokenizer(experiment(tmp_path, "mine"), tmp_path / "written")
+    write_tokenizer(experiment(tmp_path, "mine"), tmp_path / "written", NO_TEXTS)
     loaded = read_tokenizer(tmp_path / "written")
     assert (loaded.vocabulary_size, loaded.end_of_text_id) == (50258, 50257)
 
 
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"no tokenizer\.json in .*nowhere"):
-        write_tokenizer(experiment(tmp_path, "nowhere"), tmp_path / "written")
+        write_tokenizer(experiment(tmp_path, "nowhere"), tmp_path / "written", NO_TEXTS)
     assert not (tmp_path / "written").exists()
 
 

@@ -1,0 +1,107 @@
+"""blocks of a source -> documents by split, hashed and cleaned: what is tokenized, deduplicated, trained on, shown."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mistral.config import Data
+from mistral.corpus import BY_HASH, Piece, Plan, SourceFile, Unit
+from mistral.detokenize import detokenize_wikitext
+from mistral.documents import Bad, Block
+from mistral.errors import DataError
+from mistral.readers import read_blocks
+
+SPLITS = ("train", "validation")
+
+
+@dataclass
+class Documents:
+    """The documents of one split, in order."""
+
+    texts: list[str] = field(default_factory=list)  # as they are tokenized
+    digests: list[bytes] = field(default_factory=list)  # sha256 of each one's UTF-8 text in the source
+    sizes: list[int] = field(default_factory=list)  # bytes of that
+
+    def append(self, text: str, digest: bytes, size: int) -> None:
+        """Add a document."""
+        self.texts.append(text)
+        self.digests.append(digest)
+        self.sizes.append(size)
+
+
+@dataclass
+class SplitBlock:
+    """The documents of a block, by split, and what is not used of it."""
+
+    splits: dict[str, Documents] = field(default_factory=lambda: {split: Documents() for split in SPLITS})
+    bad: list[Bad] = field(default_factory=list)
+    empty: int = 0
+
+
+def split_block(data: Data, piece: Piece, block: Block) -> SplitBlock:
+    """Parse a block of a piece; each document goes into its split, with the detokenizer applied."""
+    found = SplitBlock()
+    for document in block.parse():
+        if isinstance(document, Bad):
+            found.bad.append(document)
+        elif not document:
+            found.empty += 1
+        else:
+            digest, size = _digest_and_size(document)
+            split = piece.split
+            if split == BY_HASH:
+                split = "validation" if belongs_to_validation(digest, data.validation_fraction) else "train"
+            text = document if data.detokenizer == "none" else detokenize_wikitext(document)
+            found.splits[split].append(text, digest, size)
+    return found
+
+
+def _digest_and_size(text: str) -> tuple[bytes, int]:
+    """sha256 and length of a text's UTF-8 form."""
+    raw = text.encode("utf-8")
+    return hashlib.sha256(raw).digest(), len(raw)
+
+
+def belongs_to_validation(digest: bytes, fraction: float) -> bool:
+    """Whether a document is validation: by the first 8 bytes, big-endian, of the sha256 of its UTF-8 text."""
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def unit_blocks(data: Data, unit: Unit, files: dict[str, SourceFile]) -> Iterator[tuple[Piece, Block]]:
+    """The blocks of a unit, in order.
+
+    Raises:
+        DataError: a file is not as it was planned, is damaged, or cannot be read at all.
+    """
+    for piece in unit.pieces:
+        for block in read_blocks(files[piece.name], piece, data.text_field):
+            yield piece, block
+
+
+def refuse(data: Data, bad: Bad) -> None:
+    """Stop at a bad document, unless they are skipped.
+
+    Raises:
+        DataError: says where it is and what is wrong with it.
+    """
+    if data.on_bad_document == "stop":
+        raise DataError(
+            f"{bad.where()}: found a document that cannot be read: {bad.reason} ({bad.found}), expected text in "
+            f"UTF-8, in the field {data.text_field!r} where there are fields\n"
+            "  mend it, or set data.on_bad_document: skip to leave it out"
+        )
+
+
+def training_texts(data: Data, plan: Plan, limit: int) -> Iterator[list[str]]:
+    """Texts of the training split, about `limit` bytes: the same share of the beginning of every unit."""
+    total = sum(unit.bytes() for unit in plan.units)
+    for unit in plan.units:
+        left = unit.bytes() * min(1.0, limit / max(1, total))
+        for piece, block in unit_blocks(data, unit, plan.files):
+            found = split_block(data, piece, block)
+            for bad in found.bad:
+                refuse(data, bad)
+            yield found.splits["train"].texts
+            left -= block.source_bytes
+            if left <= 0:
+                break
