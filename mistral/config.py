@@ -1,7 +1,8 @@
 """YAML -> frozen, validated Experiment and Cluster, and the digests of the parts that decide a result.
 
-Two files, *what* to train and *where* to run it; each complete in itself. mistral/sections.py has the sections of an
-experiment, mistral/yamltext.py reads the files, mistral/configerrors.py turns what is wrong into one message.
+Two files, *what* to train and *where* to run it; each complete in itself. mistral/sections.py and datasections.py have
+the sections of an experiment, mistral/yamltext.py reads the files, and mistral/configerrors.py turns what is wrong into
+one message.
 """
 
 import difflib
@@ -12,25 +13,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, PrivateAttr, ValidationError
 
 from mistral.configerrors import explain
+from mistral.datasections import Data, FilesSource, HubSource, PackageSource, TrainedTokenizer
 from mistral.errors import ConfigError
-from mistral.sections import (
-    Check,
-    Checkpoints,
-    Count,
-    Data,
-    Evaluation,
-    Export,
-    FilesSource,
-    HubSource,
-    Model,
-    Name,
-    PackageSource,
-    Positive,
-    Section,
-    Seeds,
-    TrainedTokenizer,
-    Training,
-)
+from mistral.section import Check, Count, Name, Positive, Section
+from mistral.sections import Checkpoints, Evaluation, Export, Model, Seeds, Training
 from mistral.yamltext import override, read_yaml, write_yaml
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from mistral.sections import Section
+from mistral.section import Section
 
 Location = tuple[int | str, ...]
 SOURCES = ("files", "package", "hub")  # the kinds of a source, which pydantic adds to the locations inside it

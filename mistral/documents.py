@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -13,7 +16,8 @@ class Bad:
     where: Callable[[], str]
 
 
-Document = str | Bad
+Ids = npt.NDArray[np.uint32]  # (n,): a document of a corpus that is token ids already
+Document = str | Ids | Bad
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from typing import Any, BinaryIO
 import msgspec
 
 from mistral.corpus import COMPRESSED, Piece
-from mistral.documents import Bad, Block, Document
+from mistral.datasections import PassthroughIds
+from mistral.documents import Bad, Block, Document, Ids
 from mistral.errors import DataError
+from mistral.passthrough import WrongIds, ids_document
 
 BLOCK_BYTES = 1 << 20  # of lines that are read and parsed at a time: they stay in the processor's cache
 COMPRESSED_BYTES = 1 << 16  # a block that expands a thousandfold still fits into memory
 LARGEST_WINDOW = 2**31  # zstd --long=31
 BLANK = b" \t\n\r\x0b\x0c"
 
-Parser = Callable[[bytes], str]  # one line -> its text; ValueError or RecursionError if there is none
+Parser = Callable[[bytes], str | Ids]  # one line -> its document; ValueError or RecursionError if there is none
 
 
 def read_line_blocks(path: Path, piece: Piece, parse: Parser) -> Iterator[Block]:
@@ -76,13 +78,16 @@ class _LineBlock:
 # --- one line ---------------------------------------------------------------------------------------------------
 
 
-def json_parser(field: str) -> Parser:
-    """Reads only the text field of a JSON object; the rest is skipped over, not built."""
-    struct: Any = msgspec.defstruct("Line", [("text", str)], rename={"text": field})
+def json_parser(field: str, vocabulary: PassthroughIds | None = None) -> Parser:
+    """Reads only one field of a JSON object, text or token ids; the rest is skipped over, not built."""
+    kind = str if vocabulary is None else list[int]
+    struct: Any = msgspec.defstruct("Line", [("content", kind)], rename={"content": field})
     decode = msgspec.json.Decoder(struct).decode
+    if vocabulary is not None:
+        return lambda line: ids_document(decode(line).content, vocabulary)
 
     def parse(line: bytes) -> str:
-        text: str = decode(line).text
+        text: str = decode(line).content
         return text
 
     return parse
@@ -104,10 +109,14 @@ def _reason(line: bytes, error: Exception) -> str:
         line.decode("utf-8")
     except UnicodeDecodeError:
         return "not UTF-8"
+    if isinstance(error, WrongIds):
+        return "wrong ids"
     if isinstance(error, msgspec.ValidationError):
         if "missing required field" in str(error):
             return "no such field"
-        return "not an object" if "Expected `object`" in str(error) else "the field is not text"
+        if "Expected `object`" in str(error):
+            return "not an object"
+        return "the field is not text" if "Expected `str`" in str(error) else "the field is not a list of ids"
     return "lone surrogate" if _has_lone_surrogate(line) else "not JSON"
 
 

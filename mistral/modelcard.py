@@ -67,7 +67,11 @@ def _usage(facts: CardFacts, run: str, step: int) -> str:
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({place})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({place})\n```"
+        + (
+            f"tokenizer = AutoTokenizer.from_pretrained({place})\n```"
+            if facts.experiment.data.passthrough() is None
+            else "```\n\nThe corpus was token ids: there is no tokenizer."
+        )
     )
 
 

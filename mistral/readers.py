@@ -6,30 +6,42 @@ from pathlib import Path
 from typing import Any
 
 from mistral.corpus import DATASET, JSON_LINES, Piece, SourceFile
+from mistral.datasections import PassthroughIds
 from mistral.documents import Bad, Block, Document
 from mistral.errors import DataError
 from mistral.hubsource import open_dataset
 from mistral.lines import json_parser, read_line_blocks, text_parser
+from mistral.passthrough import WrongIds, ids_document
 
 ROWS = 1000  # of parquet and datasets that are read at a time, at most
 ROW_BYTES = 4 << 20  # about as many of them as hold this much
 
 
-def read_piece(source: SourceFile, piece: Piece, field: str) -> Iterator[Document]:
+def read_piece(
+    source: SourceFile, piece: Piece, field: str, vocabulary: PassthroughIds | None = None
+) -> Iterator[Document]:
     """The documents of a piece, in order. As `read_blocks`, and parsed."""
-    for block in read_blocks(source, piece, field):
+    for block in read_blocks(source, piece, field, vocabulary):
         yield from block.parse()
 
 
-def read_blocks(source: SourceFile, piece: Piece, field: str) -> Iterator[Block]:
+def read_blocks(
+    source: SourceFile, piece: Piece, field: str, vocabulary: PassthroughIds | None = None
+) -> Iterator[Block]:
     """The documents of a piece in blocks, in order. Memory stays at one block, which is one document or about 1 MB.
+
+    Args:
+        source: where its file is.
+        piece: what to read of it.
+        field: of JSON objects and tables.
+        vocabulary: of a field that holds token ids; text unless given.
 
     Raises:
         DataError: the file is not as it was planned, is damaged, or cannot be read at all.
     """
     source.require_unchanged()
     try:
-        yield from _read(source.path, piece, field)
+        yield from _read(source.path, piece, field, vocabulary)
     except DataError:
         raise
     except _damaged() as error:
@@ -48,13 +60,15 @@ def _damaged() -> tuple[type[Exception], ...]:
     return OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException, zstandard.ZstdError
 
 
-def _read(path: Path, piece: Piece, field: str) -> Iterator[Block]:
+def _read(path: Path, piece: Piece, field: str, vocabulary: PassthroughIds | None) -> Iterator[Block]:
     if piece.form == DATASET:
-        return _read_dataset(path, piece, field)
+        return _read_dataset(path, piece, field, vocabulary)
     if piece.form == ".parquet":
-        return _read_parquet(path, piece, field)
+        return _read_parquet(path, piece, field, vocabulary)
     if piece.form in JSON_LINES:
-        return read_line_blocks(path, piece, json_parser(field))
+        return read_line_blocks(path, piece, json_parser(field, vocabulary))
+    if vocabulary is not None:
+        raise DataError(f"{path}: found a file of text, expected token ids in jsonl, parquet or a dataset; convert it")
     return read_line_blocks(path, piece, text_parser) if piece.line_documents else _read_whole(path, piece)
 
 
@@ -76,7 +90,7 @@ def _read_whole(path: Path, piece: Piece) -> Iterator[Block]:
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, piece: Piece, field: str) -> Iterator[Block]:
+def _read_parquet(path: Path, piece: Piece, field: str, vocabulary: PassthroughIds | None) -> Iterator[Block]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -88,11 +102,11 @@ def _read_parquet(path: Path, piece: Piece, field: str) -> Iterator[Block]:
         rows = sum(file.metadata.row_group(i).num_rows for i in groups)
         at_a_time = _rows_at_a_time(piece, rows)
         for batch in file.iter_batches(batch_size=at_a_time, row_groups=groups, columns=[field], use_threads=False):
-            yield _rows_block(path, batch.column(0), row, piece.bytes * batch.num_rows // rows)
+            yield _rows_block(path, batch.column(0), row, piece.bytes * batch.num_rows // rows, vocabulary)
             row += batch.num_rows
 
 
-def _read_dataset(path: Path, piece: Piece, field: str) -> Iterator[Block]:
+def _read_dataset(path: Path, piece: Piece, field: str, vocabulary: PassthroughIds | None) -> Iterator[Block]:
     dataset = open_dataset(path, piece.name)
     require_column(path, dataset.column_names, field)
     if len(dataset) < piece.stop:
@@ -102,7 +116,7 @@ def _read_dataset(path: Path, piece: Piece, field: str) -> Iterator[Block]:
     at_a_time = _rows_at_a_time(piece, rows)
     for start in range(piece.start, piece.stop, at_a_time):
         column = table[start : min(start + at_a_time, piece.stop)].column(0)
-        yield _rows_block(path, column.combine_chunks(), start, piece.bytes * len(column) // rows)
+        yield _rows_block(path, column.combine_chunks(), start, piece.bytes * len(column) // rows, vocabulary)
 
 
 def _rows_at_a_time(piece: Piece, rows: int) -> int:
@@ -119,12 +133,15 @@ def require_column(path: Path, columns: list[str], field: str) -> None:
         raise DataError(f"{path}: found the columns {', '.join(columns)}, expected {field}; set data.text_field")
 
 
-def _rows_block(path: Path, values: Any, first: int, source_bytes: int) -> Block:
+def _rows_block(path: Path, values: Any, first: int, source_bytes: int, vocabulary: PassthroughIds | None) -> Block:
     """A block of the rows of an Arrow array, of which `first` is the number of the first."""
 
     def parse() -> list[Document]:
+        numbered = enumerate(values, first)
+        if vocabulary is not None:
+            return [_ids(value, vocabulary, path, row) for row, value in numbered]
         texts = _plain_texts(values)
-        return texts if texts is not None else [_text(value, path, row) for row, value in enumerate(values, first)]
+        return texts if texts is not None else [_text(value, path, row) for row, value in numbered]
 
     return Block(source_bytes, values.nbytes, parse)
 
@@ -154,11 +171,25 @@ def _plain_texts(values: Any) -> list[Document] | None:
 
 
 def _text(value: Any, path: Path, row: int) -> Document:
-    def where() -> str:
-        return f"{path}, row {row} (the first is 0)"
-
     try:
         text = value.as_py()
     except UnicodeDecodeError as error:
-        return Bad("not UTF-8", str(error), where)
-    return text if isinstance(text, str) else Bad("the field is not text", f"a value of type {value.type}", where)
+        return Bad("not UTF-8", str(error), lambda: _where(path, row))
+    if isinstance(text, str):
+        return text
+    return Bad("the field is not text", f"a value of type {value.type}", lambda: _where(path, row))
+
+
+def _ids(value: Any, vocabulary: PassthroughIds, path: Path, row: int) -> Document:
+    inner = getattr(value, "values", None)
+    if inner is None:
+        return Bad("the field is not a list of ids", f"a value of type {value.type}", lambda: _where(path, row))
+    try:
+        return ids_document(inner.to_numpy(zero_copy_only=False), vocabulary)
+    except WrongIds as error:
+        found = str(error)
+        return Bad("wrong ids", found, lambda: _where(path, row))
+
+
+def _where(path: Path, row: int) -> str:
+    return f"{path}, row {row} (the first is 0)"

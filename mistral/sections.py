@@ -1,52 +1,17 @@
-"""the sections of an experiment: frozen models whose fields and checks say what a config may hold.
+"""the sections of an experiment but for its data: frozen models whose fields and checks say what a config may hold.
 
 Field names of the model and training sections are Hugging Face's. mistral/config.py puts the sections together.
 """
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mistral.errors import ConfigError
-from mistral.files import digest_of
-
-
-def _no_truth_value(value: Any) -> Any:
-    """Refuse `n_layer: true`, which pydantic would read as 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("truth_value", "a number")
-    return value
-
-
-NAME = r"^[a-z0-9][a-z0-9_.-]*$"
-Name = Annotated[str, Field(pattern=NAME, max_length=64)]
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
-Positive = Annotated[Whole, Field(gt=0)]
-Count = Annotated[Whole, Field(ge=0)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Probability = Annotated[Real, Field(ge=0.0, lt=1.0)]
-Check = Callable[[], str | None]  # a check over several values: what is wrong, or None
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def checks(self) -> tuple[Check, ...]:
-        """Checks over several values; each runs as soon as the values that it reads are valid by themselves."""
-        return ()
-
-    @model_validator(mode="after")
-    def _passes_its_checks(self) -> Self:
-        if problems := [problem for check in self.checks() if (problem := check())]:
-            raise ValueError("\n".join(problems))
-        return self
+from mistral.section import Check, Count, Positive, Probability, Real, Section, Seed, Whole
 
 
 class Seeds(Section):
@@ -69,124 +34,6 @@ class Seeds(Section):
         """`21`, or `21-49-7` where the streams differ; part of the run's name."""
         numbers = [self.init, self.data, self.dropout]
         return str(self.init) if len(set(numbers)) == 1 else "-".join(map(str, numbers))
-
-
-class FilesSource(Section):
-    """Text files on this file system; globs, relative to the experiment's file."""
-
-    files: tuple[str, ...] = Field(min_length=1)
-    validation_files: tuple[str, ...] = ()  # used as they are, instead of a split by hash
-    document: Literal["file", "line"] = "file"  # what one document is in .txt and .md
-
-
-class PackageSource(Section):
-    """Text files that come inside an installed Python package; the package itself is never imported."""
-
-    package: str
-    glob: str
-    document: Literal["file", "line"] = "file"
-
-
-class HubSource(Section):
-    """A dataset of the Hugging Face Hub, or a folder written by `Dataset.save_to_disk`."""
-
-    hub: str
-    revision: str = "main"
-    config: str | None = None  # the Hub's name of a subset
-    split: str = "train"
-    validation_split: str | None = None  # used as it is, instead of a split by hash
-
-
-def _kind_of_source(value: Any) -> str | None:
-    if isinstance(value, list | tuple):
-        return "several"
-    keys = value.keys() if isinstance(value, dict) else vars(value) if isinstance(value, Section) else ()
-    return next((kind for kind in ("files", "package", "hub") if kind in keys), None)
-
-
-KIND_OF_SOURCE = Discriminator(
-    _kind_of_source,
-    custom_error_type="source",
-    custom_error_message="a mapping with one of the keys files, package, hub",
-)
-OneSource = (
-    Annotated[FilesSource, Tag("files")] | Annotated[PackageSource, Tag("package")] | Annotated[HubSource, Tag("hub")]
-)
-Source = Annotated[OneSource, KIND_OF_SOURCE]
-SeveralSources = Annotated[tuple[Source, ...], Field(min_length=1), Tag("several")]
-
-
-class TrainTokenizer(Section):
-    """How GPT-2's kind of tokenizer is trained on the training documents."""
-
-    vocab_size: Annotated[Whole, Field(ge=257)]  # the 256 bytes, end-of-text, and what is merged from them
-    megabytes: Positive = 1000  # of text it is trained on: the same share of the beginning of every unit
-
-
-class TrainedTokenizer(Section):
-    """A tokenizer that is trained from scratch."""
-
-    train: TrainTokenizer
-
-
-def _kind_of_tokenizer(value: Any) -> str:
-    return "trained" if isinstance(value, dict | TrainedTokenizer) else "name"
-
-
-KIND_OF_TOKENIZER = Discriminator(_kind_of_tokenizer)
-TokenizerChoice = Annotated[str, Tag("name")] | Annotated[TrainedTokenizer, Tag("trained")]
-
-
-class Data(Section):
-    """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
-
-    name: Name
-    source: Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
-    text_field: str = "text"  # of jsonl, parquet and datasets
-    # gpt2; a folder that holds tokenizer.json, relative to the experiment's file; or {train: {vocab_size: 8192}}
-    tokenizer: Annotated[TokenizerChoice, KIND_OF_TOKENIZER] = "gpt2"
-    tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
-    validation_fraction: Probability = 0.0005
-    detokenizer: Literal["none", "wikitext"] = "none"
-    on_bad_document: Literal["stop", "skip"] = "stop"
-    unit_megabytes: Positive = 256  # of source text per unit of work
-
-    def checks(self) -> tuple[Check, ...]:
-        """The validation split has one origin."""
-        return (self._validation_overlap,)
-
-    def _validation_overlap(self) -> str | None:
-        if not (self.brings_validation() and self.validation_fraction):
-            return None
-        return (
-            f"found validation_fraction {self.validation_fraction} beside a source that brings its own validation "
-            "documents, expected validation_fraction: 0; set it to 0, or leave out the source's validation part"
-        )
-
-    def sources(self) -> tuple[Source, ...]:
-        """The sources, in order."""
-        return self.source if isinstance(self.source, tuple) else (self.source,)
-
-    def brings_validation(self) -> bool:
-        """Whether a source names its own validation documents."""
-        return any(
-            bool(source.validation_files)
-            if isinstance(source, FilesSource)
-            else isinstance(source, HubSource) and source.validation_split is not None
-            for source in self.sources()
-        )
-
-    def has_validation(self) -> bool:
-        """Whether there is a validation split at all."""
-        return self.brings_validation() or self.validation_fraction > 0
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the bytes of the shards: all but the tokenizer's engine."""
-        return self.model_dump(mode="json", exclude={"tokenizer_engine"})
-
-    def dataset_name(self) -> str:
-        """`<name>-<digest>`: two data sections that differ in anything never share shards."""
-        return f"{self.name}-{digest_of(self.identity())[:8]}"
 
 
 class Model(Section):

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from mistral.config import Data
 from mistral.corpus import BY_HASH, Piece, Plan, SourceFile, Unit
 from mistral.detokenize import detokenize_wikitext
-from mistral.documents import Bad, Block
+from mistral.documents import Bad, Block, Ids
 from mistral.errors import DataError
 from mistral.readers import read_blocks
 
@@ -18,11 +19,11 @@ SPLITS = ("train", "validation")
 class Documents:
     """The documents of one split, in order."""
 
-    texts: list[str] = field(default_factory=list)  # as they are tokenized
-    digests: list[bytes] = field(default_factory=list)  # sha256 of each one's UTF-8 text in the source
+    texts: list[Any] = field(default_factory=list)  # as they are tokenized; ids where the corpus is ids
+    digests: list[bytes] = field(default_factory=list)  # sha256 of each one's UTF-8 text, or of its ids as uint32
     sizes: list[int] = field(default_factory=list)  # bytes of that
 
-    def append(self, text: str, digest: bytes, size: int) -> None:
+    def append(self, text: Any, digest: bytes, size: int) -> None:
         """Add a document."""
         self.texts.append(text)
         self.digests.append(digest)
@@ -40,25 +41,25 @@ class SplitBlock:
 
 def split_block(data: Data, piece: Piece, block: Block) -> SplitBlock:
     """Parse a block of a piece; each document goes into its split, with the detokenizer applied."""
-    found = SplitBlock()
+    found, cleaned = SplitBlock(), data.detokenizer == "wikitext"
     for document in block.parse():
         if isinstance(document, Bad):
             found.bad.append(document)
-        elif not document:
+        elif len(document) == 0:
             found.empty += 1
         else:
             digest, size = _digest_and_size(document)
             split = piece.split
             if split == BY_HASH:
                 split = "validation" if belongs_to_validation(digest, data.validation_fraction) else "train"
-            text = document if data.detokenizer == "none" else detokenize_wikitext(document)
+            text = detokenize_wikitext(document) if cleaned and isinstance(document, str) else document
             found.splits[split].append(text, digest, size)
     return found
 
 
-def _digest_and_size(text: str) -> tuple[bytes, int]:
-    """sha256 and length of a text's UTF-8 form."""
-    raw = text.encode("utf-8")
+def _digest_and_size(document: str | Ids) -> tuple[bytes, int]:
+    """sha256 and length of a text's UTF-8 form, or of ids as little-endian uint32."""
+    raw = document.encode("utf-8") if isinstance(document, str) else document.astype("<u4").tobytes()
     return hashlib.sha256(raw).digest(), len(raw)
 
 
@@ -74,7 +75,7 @@ def unit_blocks(data: Data, unit: Unit, files: dict[str, SourceFile]) -> Iterato
         DataError: a file is not as it was planned, is damaged, or cannot be read at all.
     """
     for piece in unit.pieces:
-        for block in read_blocks(files[piece.name], piece, data.text_field):
+        for block in read_blocks(files[piece.name], piece, data.text_field, data.passthrough()):
             yield piece, block
 
 
@@ -86,8 +87,9 @@ def refuse(data: Data, bad: Bad) -> None:
     """
     if data.on_bad_document == "stop":
         raise DataError(
-            f"{bad.where()}: found a document that cannot be read: {bad.reason} ({bad.found}), expected text in "
-            f"UTF-8, in the field {data.text_field!r} where there are fields\n"
+            f"{bad.where()}: found a document that cannot be read: {bad.reason} ({bad.found}), expected "
+            f"{'text in UTF-8' if data.passthrough() is None else 'token ids'}, in the field {data.text_field!r} where "
+            "there are fields\n"
             "  mend it, or set data.on_bad_document: skip to leave it out"
         )
 

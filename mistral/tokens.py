@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mistral import passthrough
 from mistral.errors import DataError
 from mistral.files import sha256_of
 from mistral.shards import Int64, Tokens, token_dtype
@@ -34,7 +35,7 @@ EngineName = Literal["fast", "reference"]
 class Engine(Protocol):
     """Encodes texts; safe to call from several threads."""
 
-    def encode(self, texts: list[str]) -> tuple[npt.NDArray[np.uint32], Int64]:
+    def encode(self, texts: list[Any]) -> tuple[npt.NDArray[np.uint32], Int64]:
         """Ids of all texts in one row, (ids,) uint32, and the index after the last id of each, (texts,) int64."""
 
 
@@ -87,14 +88,15 @@ class Tokenizer:
     """A tokenizer as the pipeline uses it."""
 
     engine: Engine
-    reference: Any  # tokenizers.Tokenizer
+    reference: Any  # tokenizers.Tokenizer; what else decodes where the corpus is token ids
     sha256: str
     vocabulary_size: int
     end_of_text_id: int
     cuts: bool  # whether a long text may be cut between words without changing an id
+    checked: bool = True  # whether there is another engine to hold it against
 
-    def encode(self, texts: list[str]) -> Encoded:
-        """Token ids of documents, each ended by end-of-text.
+    def encode(self, texts: list[Any]) -> Encoded:
+        """Token ids of documents (texts, or ids where the corpus is ids), each ended by end-of-text.
 
         Long texts are encoded in pieces, so that memory does not grow with their length.
         """
@@ -111,7 +113,7 @@ class Tokenizer:
         tokens = np.insert(np.concatenate(parts) if len(parts) > 1 else parts[0], document_ends, self.end_of_text_id)
         return Encoded(tokens, document_ends + np.arange(1, len(texts) + 1))
 
-    def _pieces(self, texts: list[str], counts: list[int]) -> Iterator[str]:
+    def _pieces(self, texts: list[Any], counts: list[int]) -> Iterator[Any]:
         """All texts in pieces; tells how many each one had."""
         for text in texts:
             count = 0
@@ -131,7 +133,7 @@ class Tokenizer:
             DataError: they differ.
         """
         sample = beginning_of(text) if self.cuts else text
-        if len(sample) > LONGEST_SAMPLE:
+        if len(sample) > LONGEST_SAMPLE or not self.checked:
             return
         expected = self.reference.encode(sample, add_special_tokens=False).ids
         found = ids[: len(expected)].tolist() if len(sample) < len(text) else ids.tolist()
@@ -157,6 +159,8 @@ def read_tokenizer(folder: Path, engine: EngineName = "fast") -> Tokenizer:
     """
     from tokenizers import Tokenizer as Reference
 
+    if (folder / passthrough.FILE).exists():
+        return _read_passthrough(folder)
     path = folder / "tokenizer.json"
     try:
         reference: Any = Reference.from_file(str(path))
@@ -178,6 +182,14 @@ def read_tokenizer(folder: Path, engine: EngineName = "fast") -> Tokenizer:
     size = max(reference.get_vocab().values()) + 1  # ids may have gaps
     cuts = may_cut(json.loads(path.read_bytes()))
     return Tokenizer(fast or ReferenceEngine(reference), reference, sha256_of(path), size, end_of_text_id, cuts)
+
+
+def _read_passthrough(folder: Path) -> Tokenizer:
+    vocabulary, engine = passthrough.read_passthrough(folder), passthrough.IdsEngine()
+    sha256 = sha256_of(folder / passthrough.FILE)
+    return Tokenizer(
+        engine, engine, sha256, vocabulary.vocab_size, vocabulary.end_of_text_id, cuts=False, checked=False
+    )
 
 
 # --- long texts -------------------------------------------------------------------------------------------------
@@ -205,8 +217,8 @@ def beginning_of(text: str) -> str:
     return text[: found.end()] if found else text
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, characters = list[str](), 0
+def _batches(texts: Iterable[Any]) -> Iterator[list[Any]]:
+    batch, characters = list[Any](), 0
     for text in texts:
         batch.append(text)
         characters += len(text)

@@ -9,6 +9,7 @@ from typing import Any
 from mistral.config import Experiment, TrainedTokenizer
 from mistral.errors import DataError
 from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.passthrough import write_passthrough
 
 GPT2 = "gpt2"
 GPT2_ON_THE_HUB = "openai-community/gpt2"
@@ -43,7 +44,7 @@ def write_tokenizer(experiment: Experiment, folder: Path, training_texts: Texts)
     Raises:
         DataError: there is no such tokenizer, or too little text to train one.
     """
-    if (folder / "tokenizer.json").exists():
+    if folder.exists():
         return
     temporary = temporary_beside(folder)
     make_folder(temporary)
@@ -56,20 +57,22 @@ def write_tokenizer(experiment: Experiment, folder: Path, training_texts: Texts)
             try:
                 temporary.rename(folder)
             except OSError:
-                if not (folder / "tokenizer.json").exists():  # another task was first
+                if not folder.exists():  # another task was first
                     raise
     finally:
         remove_folder(temporary)
 
 
 def _write(experiment: Experiment, folder: Path, training_texts: Texts) -> None:
-    choice = experiment.data.tokenizer
-    if isinstance(choice, TrainedTokenizer):
+    choice, ids = experiment.data.tokenizer, experiment.data.passthrough()
+    if ids is not None:
+        write_passthrough(folder, ids)
+    elif isinstance(choice, TrainedTokenizer):
         train_tokenizer(folder, training_texts(choice.train.megabytes * 1_000_000), choice.train.vocab_size)
     elif choice == GPT2:
         write_gpt2(folder, *(installed_gpt2() or _downloaded_gpt2()))
     else:
-        _load(experiment.path(choice)).save_pretrained(folder)
+        _load(experiment.path(str(choice))).save_pretrained(folder)
 
 
 def _load(folder: Path) -> Any:

@@ -5,7 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mistral.config import Experiment, load_experiment
+from mistral.dataset import open_split
 from mistral.files import sha256_of
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
@@ -58,3 +61,9 @@ def seal_of(folder: Path, what: Experiment, name: str = "workspace") -> Record:
     found = Manifest(Workspace(folder / name)).find("preprocess", (what.data.dataset_name(), "dataset"))
     assert found is not None
     return found
+
+
+def stream_of(folder: Path, what: Experiment, split: str) -> np.ndarray:
+    """All tokens of a split, as training reads them."""
+    stream = open_split(Workspace(folder / "workspace"), seal_of(folder, what), split, 1)
+    return stream.read(np.arange(len(stream)))[:, 0]

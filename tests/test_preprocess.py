@@ -21,6 +21,7 @@ from corpora import (
     run,
     seal_of,
     snapshot,
+    stream_of,
     texts,
     write_corpus,
 )
@@ -28,7 +29,6 @@ from corpora import (
 from mistral import lines, packing
 from mistral.config import Experiment, load_experiment
 from mistral.corpus import Piece, Unit
-from mistral.dataset import open_split
 from mistral.errors import ConfigError, DataError, ManifestError, StorageError
 from mistral.files import sha256_of
 from mistral.manifest import Manifest
@@ -47,12 +47,6 @@ def cut_corpus(tmp_path: Path) -> Experiment:
     """One file of lines, cut into three units of at most a megabyte."""
     write_corpus(tmp_path, texts(LARGE))
     return experiment(tmp_path)
-
-
-def stream_of(folder: Path, what: Experiment, split: str) -> np.ndarray:
-    """All tokens of a split, as training reads them."""
-    stream = open_split(Workspace(folder / "workspace"), seal_of(folder, what), split, 1)
-    return stream.read(np.arange(len(stream)))[:, 0]
 
 
 # --- what is in the shards --------------------------------------------------------------------------------------
