@@ -13,12 +13,12 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from mistral.configerrors import explain
 from mistral.errors import ConfigError
+from mistral.evaluationsets import STRIDE_TOKENS, Evaluation
 from mistral.sections import (
     Check,
     Checkpoints,
     Count,
     Data,
-    Evaluation,
     Export,
     FilesSource,
     HubSource,
@@ -69,8 +69,8 @@ class Experiment(Section):
     _folder: Path = PrivateAttr(default=Path())
 
     def checks(self) -> tuple[Check, ...]:
-        """Sequences fit into the model's context."""
-        return (self._long_sequences,)
+        """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
+        return (self._long_sequences, self._nothing_to_predict, self._long_stride)
 
     def _long_sequences(self) -> str | None:
         if self.seq_len <= self.model.n_positions:
@@ -80,10 +80,40 @@ class Experiment(Section):
             "shorten seq_len or raise n_positions"
         )
 
+    def _nothing_to_predict(self) -> str | None:
+        if self.seq_len > 1:
+            return None
+        return (
+            "training.seq_len: found sequences of 1 token, expected 2 or more, as a token is predicted from those "
+            "before it; raise seq_len and n_positions"
+        )
+
+    def _long_stride(self) -> str | None:
+        if self.stride <= self.seq_len:
+            return None
+        return (
+            f"evaluation.stride: found {self.stride}, expected at most {self.seq_len}, the tokens of a sequence; "
+            "lower the stride, or leave it out"
+        )
+
     @property
     def seq_len(self) -> int:
         """Tokens per sequence."""
         return self.training.seq_len or self.model.n_positions
+
+    @property
+    def stride(self) -> int:
+        """Tokens by which the window of an evaluation advances."""
+        return self.evaluation.stride or min(STRIDE_TOKENS, self.seq_len)
+
+    def evaluation_sets(self) -> dict[str, "Experiment"]:
+        """This experiment with each of its evaluation sets as its data: they are prepared as any other dataset is."""
+        sets = self.evaluation.data(self.data)
+        return {name: self.model_copy(update={"data": data}) for name, data in sets.items()}
+
+    def dataset_names(self) -> list[str]:
+        """The dataset that it trains on, and its evaluation sets."""
+        return [one.data.dataset_name() for one in (self, *self.evaluation_sets().values())]
 
     def run_name(self, seed: str) -> str:
         """`alias-gpt2-small-x21`."""

@@ -114,13 +114,23 @@ OneSource = (
 )
 Source = Annotated[OneSource, KIND_OF_SOURCE]
 SeveralSources = Annotated[tuple[Source, ...], Field(min_length=1), Tag("several")]
+Sources = Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
+
+
+def brings_validation(source: Sources) -> bool:
+    """Whether a source, or one of several, names its own validation documents."""
+    if isinstance(source, tuple):
+        return any(map(brings_validation, source))
+    if isinstance(source, FilesSource):
+        return bool(source.validation_files)
+    return isinstance(source, HubSource) and source.validation_split is not None
 
 
 class Data(Section):
     """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
 
     name: Name
-    source: Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
+    source: Sources
     text_field: str = "text"  # of jsonl, parquet and datasets
     tokenizer: str = "gpt2"  # or a folder that holds tokenizer.json, relative to the experiment's file
     tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
@@ -147,12 +157,7 @@ class Data(Section):
 
     def brings_validation(self) -> bool:
         """Whether a source names its own validation documents."""
-        return any(
-            bool(source.validation_files)
-            if isinstance(source, FilesSource)
-            else isinstance(source, HubSource) and source.validation_split is not None
-            for source in self.sources()
-        )
+        return brings_validation(self.source)
 
     def has_validation(self) -> bool:
         """Whether there is a validation split at all."""
@@ -278,13 +283,6 @@ class Checkpoints(Section):
             steps.extend(range(first, min(until, max_steps - 1) + 1, every))
             start = until
         return (*steps, max_steps)
-
-
-class Evaluation(Section):
-    """When and on how much the loss is measured outside the training split."""
-
-    every_steps: Positive = 1000
-    max_sequences: Positive | None = None  # of the validation split; all of it unless given
 
 
 class Export(Section):
