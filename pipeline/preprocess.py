@@ -1,13 +1,15 @@
 """corpus -> sealed dataset of token shards, unit by unit; finds what is recorded and does what is missing."""
 
+import contextlib
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mistral.config import Experiment
 from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
-from mistral.errors import ConfigError, DataError, ManifestError
+from mistral.errors import ConfigError, DataError, ManifestError, MistralError
 from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.tokens import read_tokenizer
@@ -25,6 +27,7 @@ class PreprocessSummary:
     recorded: int
     packed_now: int
     facts: dict[str, Any] | None  # of the sealed dataset; None while units are missing
+    evaluation_sets: dict[str, "PreprocessSummary"] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -32,8 +35,11 @@ class PreprocessSummary:
 
     def as_text(self) -> str:
         """For people."""
+        return "\n".join(line for summary in (self, *self.evaluation_sets.values()) for line in summary._lines())
+
+    def _lines(self) -> list[str]:
         if self.facts is None:
-            return f"{self.dataset}: {self.recorded} of {self.units} units recorded"
+            return [f"{self.dataset}: {self.recorded} of {self.units} units recorded"]
         lines = [f"{self.dataset}: whole"]
         for split, totals in self.facts["splits"].items():
             if totals["tokens"]:
@@ -50,7 +56,7 @@ class PreprocessSummary:
         lines.append(f"  documents skipped: {skipped}")
         megabytes, cpu_seconds = self.facts["source_bytes"] / 1e6, self.facts["timing"]["cpu_seconds"]
         lines.append(f"  {megabytes:,.0f} MB of source at {megabytes / max(cpu_seconds, 1e-9):,.0f} MB a CPU-second")
-        return "\n".join(lines)
+        return lines
 
 
 def preprocess(
@@ -64,6 +70,8 @@ def preprocess(
 ) -> PreprocessSummary:
     """Pack the units of an experiment's dataset that are not recorded yet, and seal it once all are.
 
+    Its evaluation sets follow. They are small and belong to the last task, so that they change nobody's numbers.
+
     Args:
         experiment: whose data section says what to read.
         workspace: where the shards go.
@@ -76,27 +84,64 @@ def preprocess(
         DataError: the corpus cannot be read, or a split stays empty.
         ManifestError: the source changed since units were recorded.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
+    cut = None if task is None else (tasks, task)
+    summary = prepare(experiment, workspace, progress, workers, cut=cut)
+    sets: dict[str, PreprocessSummary] = {}
+    if task is None or task == tasks - 1:
+        for name, one in experiment.evaluation_sets().items():
+            with errors_of(name):
+                sets[name] = prepare(one, workspace, progress, workers, evaluation_set=True)
+    return replace(summary, evaluation_sets=sets)
+
+
+@contextlib.contextmanager
+def errors_of(evaluation_set: str) -> Iterator[None]:
+    """Say of which evaluation set an error tells."""
+    try:
+        yield
+    except MistralError as error:
+        raise type(error)(f"evaluation.{evaluation_set}: {error}") from error
+
+
+def prepare(
+    experiment: Experiment,
+    workspace: Workspace,
+    progress: Progress,
+    workers: int,
+    *,
+    cut: tuple[int, int] | None = None,
+    evaluation_set: bool = False,
+) -> PreprocessSummary:
+    """Pack and seal one dataset.
+
+    Args:
+        experiment: whose data it is.
+        workspace: where the shards go.
+        progress: receives megabytes of source text.
+        workers: threads that parse and tokenize.
+        cut: number of tasks, and which of them to do; all units unless given.
+        evaluation_set: whether it is one: its words are counted, and it may be shorter than a sequence.
+    """
     manifest, dataset = Manifest(workspace), experiment.data.dataset_name()
     sealed = manifest.find("preprocess", (dataset, SEAL))
     plan = _plan(experiment, workspace, sealed, progress)
+    require_same_source(experiment, manifest, plan)
     if plan is None or sealed is not None:
-        require_same_source(experiment, manifest, plan)
         facts = sealed.facts if sealed else None
         count = len(unit_names(manifest, dataset))
         progress.say(f"{dataset}: whole, nothing to preprocess")
         return PreprocessSummary(dataset, count, count, 0, facts)
-    require_same_source(experiment, manifest, plan)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
     write_tokenizer(experiment, workspace.tokenizer(dataset))
     tokenizer = read_tokenizer(workspace.tokenizer(dataset), experiment.data.tokenizer_engine)
-    mine = list(plan.units) if task is None else tasks_of(plan.units, tasks, task)
-    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers), mine)
+    mine = list(plan.units) if cut is None else tasks_of(plan.units, *cut)
+    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers, evaluation_set), mine)
     recorded = unit_names(manifest, dataset)
     if len(recorded) < len(plan.units):
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
     require_same_source(experiment, manifest, plan)  # what other tasks read meanwhile
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
-    whole = seal(manifest, experiment, tokenizer, records)
+    whole = seal(manifest, experiment, tokenizer, records, whole_sequence=not evaluation_set)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
 
 

@@ -54,7 +54,7 @@ IMPORTS = {
     "mistral.shards": "errors files",
     "mistral.tokens": "errors files shards",
     "mistral.training": ALL_OF_MISTRAL,
-    "mistral.units": "config corpus dataset files manifest packing progress shards tokens",
+    "mistral.units": "config corpus dataset files manifest packing progress readers shards tokens",
     "mistral.vocabulary": "config errors files",
     "mistral.workspace": "errors",
     "mistral.yamltext": "errors",
