@@ -220,6 +220,23 @@ def verify(experiment: str | None, workspace: Path, overrides: tuple[str, ...], 
         )
 
 
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline evaluate gpt2-small --seed alias --step 1000")
+@stage
+@seed_option
+@click.option("--step", "steps", type=click.IntRange(min=0), multiple=True, metavar="N", help="Only this step.")
+def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    """Loss, perplexity and accuracy of recorded checkpoints, on the validation split and the evaluation sets."""
+    from pipeline.evaluate import evaluate
+    from pipeline.train import choose_seeds
+
+    summary = evaluate(context, choose_seeds(context.experiment, seeds), steps)
+    show(summary, as_json)
+    if summary.refused:
+        raise Findings(
+            f"found {len(summary.refused)} checkpoints that cannot be measured:\n" + "\n".join(summary.refused)
+        )
+
+
 @cli.command(cls=Command, epilog='Example:\n  mistral-pipeline generate quickstart --seed alias --prompt "KING."')
 @stage
 @click.option("--seed", required=True, metavar="NAME", help="Whose model.")
