@@ -76,7 +76,7 @@ def evaluate(context: Context, seeds: Sequence[str], steps: Sequence[int]) -> Ev
         steps: only these; every recorded step unless given.
 
     Raises:
-        ConfigError: there is nothing to measure on.
+        ConfigError: there is nothing to measure on, or the config is not the one that a run began with.
         ManifestError: a dataset is not recorded, or no checkpoint, or not one that was asked for.
     """
     chosen = recorded_checkpoints(context, seeds, steps)
@@ -87,7 +87,7 @@ def evaluate(context: Context, seeds: Sequence[str], steps: Sequence[int]) -> Ev
         for seed, step in chosen:
             try:
                 rows.append(Row(seed, step, measure_checkpoint(measured, seed, step)))
-            except (CheckpointError, ConfigError, ManifestError) as error:
+            except (CheckpointError, ManifestError) as error:
                 refused.append(f"  {context.experiment.run_name(seed)}, step {step}: {error}")
             context.progress.advance(1)
     finally:
