@@ -15,8 +15,9 @@ from pydantic import Field, PrivateAttr, ValidationError
 from mistral.configerrors import explain
 from mistral.datasections import Data, FilesSource, HubSource, PackageSource, TrainedTokenizer
 from mistral.errors import ConfigError
+from mistral.evaluationsets import STRIDE_TOKENS, Evaluation
 from mistral.section import Check, Count, Name, Positive, Section
-from mistral.sections import Checkpoints, Evaluation, Export, Model, Seeds, Training
+from mistral.sections import Checkpoints, Export, Model, Seeds, Training
 from mistral.yamltext import override, read_yaml, write_yaml
 
 __all__ = [
@@ -57,8 +58,8 @@ class Experiment(Section):
     _folder: Path = PrivateAttr(default=Path())
 
     def checks(self) -> tuple[Check, ...]:
-        """Sequences fit into the model's context."""
-        return (self._long_sequences,)
+        """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
+        return (self._long_sequences, self._nothing_to_predict, self._long_stride, self._texts_for_ids)
 
     def _long_sequences(self) -> str | None:
         if self.seq_len <= self.model.n_positions:
@@ -68,10 +69,48 @@ class Experiment(Section):
             "shorten seq_len or raise n_positions"
         )
 
+    def _nothing_to_predict(self) -> str | None:
+        if self.seq_len > 1:
+            return None
+        return (
+            "training.seq_len: found sequences of 1 token, expected 2 or more, as a token is predicted from those "
+            "before it; raise seq_len and n_positions"
+        )
+
+    def _long_stride(self) -> str | None:
+        if self.stride <= self.seq_len:
+            return None
+        return (
+            f"evaluation.stride: found {self.stride}, expected at most {self.seq_len}, the tokens of a sequence; "
+            "lower the stride, or leave it out"
+        )
+
+    def _texts_for_ids(self) -> str | None:
+        if self.data.passthrough() is None or not self.evaluation.chosen():
+            return None
+        return (
+            f"evaluation: found {', '.join(self.evaluation.chosen())} beside a corpus of token ids, expected no text, "
+            "as there is no tokenizer for it; leave the evaluation sets out"
+        )
+
     @property
     def seq_len(self) -> int:
         """Tokens per sequence."""
         return self.training.seq_len or self.model.n_positions
+
+    @property
+    def stride(self) -> int:
+        """Tokens by which the window of an evaluation advances."""
+        return self.evaluation.stride or min(STRIDE_TOKENS, self.seq_len)
+
+    def evaluation_sets(self) -> dict[str, "Experiment"]:
+        """This experiment with each of its evaluation sets as its data: they are prepared as any other dataset is."""
+        sets = self.evaluation.data(self.data)
+        return {name: self.model_copy(update={"data": data}) for name, data in sets.items()}
+
+    def dataset_names(self) -> list[str]:
+        """The dataset that it trains on, and its evaluation sets."""
+        return [one.data.dataset_name() for one in (self, *self.evaluation_sets().values())]
 
     def run_name(self, seed: str) -> str:
         """`alias-gpt2-small-x21`."""

@@ -60,16 +60,18 @@ def _what_is_valid(raw: dict[str, Any], model: type[Section], where: Location) -
     """A section that holds its valid values only, and the checks that fail on them."""
     values, problems = dict[str, Any](), list[str]()
     for name, field in model.model_fields.items():
-        inner = field.annotation
+        inner = _without_none(field.annotation)
         if name not in raw:
             values |= {} if field.is_required() else {name: field.get_default()}
         elif isinstance(inner, type) and issubclass(inner, Section) and isinstance(raw[name], dict):
             values[name], found = _what_is_valid(raw[name], inner, (*where, name))
             problems += found
         else:
-            with contextlib.suppress(ValidationError):
-                adapter: TypeAdapter[Any] = TypeAdapter(Annotated[inner, field])  # type: ignore[arg-type] # made at runtime
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type] # made at runtime
+            try:
                 values[name] = adapter.validate_python(raw[name])
+            except ValidationError as error:
+                problems += _failed_checks(error, (*where, name))
     section = model.model_construct()
     vars(section).clear()
     vars(section).update(values)
@@ -78,6 +80,22 @@ def _what_is_valid(raw: dict[str, Any], model: type[Section], where: Location) -
             if text := check():
                 problems.append(text if ": found" in text else f"{_dotted(where)}: {text}")
     return section, problems
+
+
+def _failed_checks(error: ValidationError, where: Location) -> list[str]:
+    """The checks that fail inside a value of several kinds, such as one of the tokenizers."""
+    failed = [item for item in error.errors() if item["type"] == "value_error"]
+    return [
+        f"{_dotted((*where, *item['loc']))}: {text}"
+        for item in failed
+        for text in str(item["ctx"]["error"]).split("\n")
+    ]
+
+
+def _without_none(annotation: Any) -> Any:
+    """The section that `A | None` may hold, and any other annotation as it is."""
+    left = [inner for inner in typing.get_args(annotation) if inner is not types.NoneType]
+    return left[0] if isinstance(annotation, types.UnionType) and len(left) == 1 else annotation
 
 
 def _problem(item: Any, model: type[Section]) -> str:
@@ -92,9 +110,10 @@ def _problem(item: Any, model: type[Section]) -> str:
 
 def _dotted(location: Location) -> str:
     """`data.source.files`: a place as a user writes it, without what pydantic adds to it."""
-    if location[:2] == ("data", "source"):
-        within = location[3:]  # without pydantic's name for the kind of source
-        location = (*location[:2], *(within[:1] + within[2:] if location[2:3] == ("several",) else within))
+    if "source" in location and location[0] in ("data", "evaluation"):
+        start = location.index("source") + 1
+        kind, within = location[start : start + 1], location[start + 1 :]  # without the kind of the source
+        location = (*location[:start], *(within[:1] + within[2:] if kind == ("several",) else within))
     if location[:2] == ("data", "tokenizer"):
         location = (*location[:2], *location[3:])
     parts = [str(part) for part in location if part != "[key]"]

@@ -51,6 +51,16 @@ OneSource = (
 )
 Source = Annotated[OneSource, KIND_OF_SOURCE]
 SeveralSources = Annotated[tuple[Source, ...], Field(min_length=1), Tag("several")]
+Sources = Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
+
+
+def brings_validation(source: Sources) -> bool:
+    """Whether a source, or one of several, names its own validation documents."""
+    if isinstance(source, tuple):
+        return any(map(brings_validation, source))
+    if isinstance(source, FilesSource):
+        return bool(source.validation_files)
+    return isinstance(source, HubSource) and source.validation_split is not None
 
 
 class TrainTokenizer(Section):
@@ -111,7 +121,7 @@ class Data(Section):
     """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
 
     name: Name
-    source: Annotated[OneSource | SeveralSources, KIND_OF_SOURCE]  # several are concatenated
+    source: Sources
     text_field: str = "text"  # of jsonl, parquet and datasets
     # gpt2; a folder that holds tokenizer.json, relative to the experiment's file; {train: {vocab_size: 8192}}; or
     # {passthrough: {vocab_size: 50257, end_of_text_id: 50256}} where text_field holds token ids
@@ -149,12 +159,7 @@ class Data(Section):
 
     def brings_validation(self) -> bool:
         """Whether a source names its own validation documents."""
-        return any(
-            bool(source.validation_files)
-            if isinstance(source, FilesSource)
-            else isinstance(source, HubSource) and source.validation_split is not None
-            for source in self.sources()
-        )
+        return brings_validation(self.source)
 
     def has_validation(self) -> bool:
         """Whether there is a validation split at all."""

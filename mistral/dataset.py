@@ -23,7 +23,9 @@ def unit_names(manifest: Manifest, dataset: str) -> list[str]:
     return [name for name in manifest.names("preprocess", (dataset,)) if name != SEAL]
 
 
-def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units: list[Record]) -> Record:
+def seal(
+    manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units: list[Record], whole_sequence: bool = True
+) -> Record:
     """Record that a dataset is whole.
 
     Args:
@@ -31,9 +33,10 @@ def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units
         experiment: whose data it is.
         tokenizer: what made the tokens.
         units: the records of all units, in order.
+        whole_sequence: whether each split must hold one; an evaluation set may be shorter, but not empty.
 
     Raises:
-        DataError: a split has less than one sequence.
+        DataError: a split has less than that.
         ManifestError: a shard is gone, or was made with another tokenizer.
     """
     dataset = experiment.data.dataset_name()
@@ -41,8 +44,8 @@ def seal(manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units
     splits = {split: _totals(units, split) for split in ("train", "validation")}
     for split, totals in splits.items():
         wanted = split == "train" or experiment.data.has_validation()
-        if wanted and totals["tokens"] < experiment.seq_len:
-            _refuse_empty(dataset, split, totals["tokens"], experiment.seq_len)
+        if wanted and totals["tokens"] < (experiment.seq_len if whole_sequence else 1):
+            _refuse_empty(dataset, split, totals["tokens"], experiment.seq_len if whole_sequence else None)
     facts = {
         "vocabulary_size": tokenizer.vocabulary_size,
         "end_of_text_id": tokenizer.end_of_text_id,
@@ -127,12 +130,29 @@ def _totals(units: list[Record], split: str) -> dict[str, Any]:
     }
 
 
-def _refuse_empty(dataset: str, split: str, tokens: int, seq_len: int) -> None:
+def _refuse_empty(dataset: str, split: str, tokens: int, seq_len: int | None) -> None:
+    if seq_len is None:
+        raise DataError(f"{dataset}: found no text, expected some; check the source and its text_field")
     advice = "raise data.validation_fraction (0 for no validation)" if split == "validation" else "lower the fraction"
     raise DataError(
         f"{dataset}: found {tokens} tokens in the {split} split, expected at least one sequence of {seq_len}\n"
         f"  give it more text, {advice}, or shorten training.seq_len"
     )
+
+
+def evaluation_record(name: str, experiment: Experiment, manifest: Manifest) -> Record:
+    """The seal of an evaluation set.
+
+    Args:
+        name: of the set.
+        experiment: whose data it is.
+        manifest: where it is recorded.
+
+    Raises:
+        ManifestError: it is not there; says which command makes it.
+    """
+    advice = f"it is the set of evaluation.{name}; run: mistral-pipeline preprocess {experiment.name}"
+    return manifest.get("preprocess", (experiment.data.dataset_name(), SEAL), advice)
 
 
 def open_split(workspace: Workspace, dataset: Record, split: str, seq_len: int) -> TokenStream:

@@ -1,6 +1,11 @@
-"""engine and validation sequences -> loss and perplexity; and the probe that identifies a checkpoint."""
+"""network and tokens -> loss, perplexity, accuracy; and the probe that identifies a checkpoint.
+
+A network is a DeepSpeed engine, or a model by itself. Results depend on the number of ranks by rounding only.
+"""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,18 +14,20 @@ import torch.distributed as dist
 
 from mistral.engine import Ranks
 from mistral.shards import TokenStream
+from mistral.windows import LAST_WORD, Window, WindowSet
 
 PROBE_SEQUENCES = 4
+LARGEST_EXPONENT = 700.0  # e^710 is no float any more
 
 
-def evaluate(engine: Any, stream: TokenStream, batch_size: int, limit: int | None, ranks: Ranks) -> dict[str, float]:
+def evaluate(network: Any, stream: TokenStream, batch_size: int, limit: int | None, ranks: Ranks) -> dict[str, float]:
     """Mean loss per target token over the first sequences of a split, and its exponential.
 
     Every rank makes the same number of forward passes (ZeRO-3 gathers parameters in each): one that has no sequence
     left repeats the first with weight 0.
 
     Args:
-        engine: the DeepSpeed engine; left in training mode.
+        network: what is measured; left in training mode.
         stream: the split.
         batch_size: sequences per forward pass of one rank.
         limit: how many sequences are used, from the start; None for all.
@@ -28,26 +35,111 @@ def evaluate(engine: Any, stream: TokenStream, batch_size: int, limit: int | Non
     """
     count = min(len(stream), limit or len(stream))
     total = torch.zeros(2, dtype=torch.float64)
-    engine.eval()
+    network.eval()
     with torch.no_grad():
         for start in range(0, count, batch_size * ranks.world_size):
             first = start + ranks.rank * batch_size
             numbers = np.arange(first, min(first + batch_size, count), dtype=np.int64)
             rows = stream.read(numbers if len(numbers) else np.zeros(1, dtype=np.int64))
-            input_ids = torch.from_numpy(rows).to(engine.device)  # (sequences, seq_len) int64
-            loss = engine(input_ids=input_ids, labels=input_ids).loss
+            input_ids = torch.from_numpy(rows).to(network.device)  # (sequences, seq_len) int64
+            loss = network(input_ids=input_ids, labels=input_ids).loss
             total += torch.tensor([float(loss) * len(numbers), len(numbers)], dtype=torch.float64)
-    engine.train()
-    total = sum_over_ranks(total, engine.device)
+    network.train()
+    total = sum_over_ranks(total, network.device)
     mean = float(total[0] / total[1])
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+    return {"loss": mean, "perplexity": perplexity(mean)}
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Sum a small float64 tensor over all ranks; every rank gets the sum."""
+    """Sum a small float64 tensor over all ranks; every rank gets the sum. A process by itself is its own sum."""
     on_device = values.to(device)
-    dist.all_reduce(on_device)
+    if dist.is_initialized():
+        dist.all_reduce(on_device)
     return on_device.cpu()
+
+
+# --- evaluation sets --------------------------------------------------------------------------------------------
+
+
+def measure(network: Any, windows: WindowSet, batch_size: int, ranks: Ranks) -> dict[str, float]:
+    """Measure a model on an evaluation set.
+
+    Of LAMBADA: `loss` is the mean over `documents` of the last word's loss, the sum over its tokens (as in EleutherAI's
+    lm-evaluation-harness); `accuracy` the share of documents of whose last word each token is the most likely one.
+
+    Of WikiText-103: `loss` is the mean over the `tokens` scored; `word_perplexity` is e to their summed loss over
+    `words`, the words of the raw text as white space divides it, so that tokenizers can be compared (Megatron-LM does
+    the same).
+
+    Args:
+        network: what is measured; left in training mode.
+        windows: the set.
+        batch_size: windows per forward pass of one rank.
+        ranks: who takes which windows; all call this together.
+    """
+    score = score_windows(network, windows.windows, batch_size, ranks)
+    if windows.name == LAST_WORD:
+        loss, accuracy = score.loss / score.windows, score.right / score.windows
+        return {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy, "documents": score.windows}
+    loss, by_word = score.loss / score.tokens, perplexity(score.loss / max(windows.words, 1))
+    return {
+        "loss": loss, "perplexity": perplexity(loss), "word_perplexity": by_word,
+        "tokens": score.tokens, "words": windows.words,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over windows."""
+
+    loss: float  # nats, over all scored tokens
+    tokens: int  # scored
+    right: int  # windows whose scored tokens are each the most likely one
+    windows: int
+
+
+def score_windows(network: Any, windows: Sequence[Window], batch_size: int, ranks: Ranks) -> Score:
+    """Score windows on all ranks; each makes the same number of forward passes, as in `evaluate`."""
+    total = torch.zeros(4, dtype=torch.float64)
+    network.eval()
+    with torch.no_grad():
+        for start in range(0, len(windows), batch_size * ranks.world_size):
+            together = windows[start : start + batch_size * ranks.world_size]
+            mine = together[ranks.rank :: ranks.world_size]
+            scored = _score_batch(network, mine or together[:1])
+            total += scored if mine else 0.0
+    network.train()
+    loss, *counts = sum_over_ranks(total, network.device).tolist()
+    return Score(loss, *map(int, counts))
+
+
+def _score_batch(network: Any, windows: Sequence[Window]) -> torch.Tensor:
+    """(4,) float64: loss, tokens, right and windows of one forward pass.
+
+    Short windows are padded on the right, where no scored token sees it.
+    """
+    longest = max(len(window.tokens) for window in windows)
+    input_ids = torch.zeros(len(windows), longest, dtype=torch.int64)
+    for row, window in zip(input_ids, windows, strict=True):
+        row[: len(window.tokens)] = torch.from_numpy(window.tokens)
+    input_ids = input_ids.to(network.device)  # (windows, longest) int64
+    logits = network(input_ids=input_ids).logits  # (windows, longest, vocabulary)
+    total = torch.zeros(4, dtype=torch.float64)
+    for row, predicted, window in zip(input_ids, logits, windows, strict=True):
+        end = len(window.tokens)
+        targets, scores = row[window.first : end], predicted[window.first - 1 : end - 1].float()
+        losses = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
+        right = bool((scores.argmax(-1) == targets).all())
+        total += torch.tensor([float(losses.double().sum()), len(targets), right, 1], dtype=torch.float64)
+    return total
+
+
+# --- the probe --------------------------------------------------------------------------------------------------
 
 
 def probe_sequences(stream: TokenStream) -> list[list[int]]:

@@ -18,6 +18,7 @@ from mistral.randomness import seed_dropout
 from mistral.run import Run
 from mistral.schedule import learning_rate
 from mistral.shards import TokenStream
+from mistral.windows import WindowSet, open_sets
 
 # Dense bf16 peak of one accelerator in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -31,6 +32,7 @@ class Loop:
     engine: Any
     batches: Batches
     validation: TokenStream | None
+    evaluation_sets: list[WindowSet]
     config_json: str
     step: int
     started: float = field(default_factory=time.monotonic)
@@ -94,7 +96,7 @@ class Loop:
 def build_loop(run: Run, state: SavedState | None) -> Loop:
     """Model, engine and batches, at the step of a state or at step 0."""
     experiment, seeds = run.experiment, run.experiment.seeds[run.seed]
-    facts = run.dataset.facts
+    facts, sets = run.dataset.facts, open_sets(experiment, run.manifest, run.dataset)
     config = gpt2_config(experiment.model, facts["vocabulary_size"], facts["end_of_text_id"])
     network = build_model(experiment.model, config, seeds.init)
     if state:
@@ -110,6 +112,6 @@ def build_loop(run: Run, state: SavedState | None) -> Loop:
     batches = Batches(stream, seeds.data, experiment.training, run.ranks.rank, run.ranks.world_size)
     validation = run.open_split("validation") if experiment.data.has_validation() else None
     step = state.step if state else 0
-    loop = Loop(run, deepspeed_engine, batches, validation, config.to_json_string(use_diff=True), step)
+    loop = Loop(run, deepspeed_engine, batches, validation, sets, config.to_json_string(use_diff=True), step)
     loop.logged_step = step
     return loop

@@ -1,10 +1,12 @@
 """model section -> GPT-2 of transformers, with initial weights that are a function of (seed, parameter name)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from mistral.config import Model
 from mistral.randomness import torch_seed
@@ -49,6 +51,16 @@ def build_model(model: Model, config: GPT2Config, seed: int) -> GPT2LMHeadModel:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(initial_weight(seed, name, parameter.shape, model.n_layer))
+    return network
+
+
+def load_model(folder: Path, model: Model) -> GPT2LMHeadModel:
+    """The network of a checkpoint's weights, fp32, on the CPU; the files were checked against their record before."""
+    logging.disable_progress_bar()  # progress goes through the reporter
+    network: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation=model.attn_implementation
+    )
+    network.loss_type = "ForCausalLM"
     return network
 
 

@@ -82,8 +82,9 @@ def _measured(facts: CardFacts) -> str:
     if steps:
         rows[f"training loss at step {steps[-1]['step']}"] = steps[-1]["loss"]
     if evaluations:
-        for name, value in evaluations[-1]["evaluation"]["validation"].items():
-            rows[f"validation {name} at step {evaluations[-1]['step']}"] = value
+        for text, measures in evaluations[-1]["evaluation"].items():
+            for name, value in measures.items():
+                rows[f"{text} {name.replace('_', ' ')} at step {evaluations[-1]['step']}"] = value
     return _table(rows)
 
 

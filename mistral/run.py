@@ -67,7 +67,7 @@ def summary(run: Run) -> dict[str, Any]:
     """The last losses of a run, its throughput, and the promise it can claim, from its metrics and records."""
     lines = list(read_metrics(run.manifest.workspace.metrics(run.name)))
     steps = [line for line in lines if "loss" in line]
-    evaluations = [line["evaluation"]["validation"] for line in lines if "evaluation" in line]
+    evaluations = [line["evaluation"]["validation"] for line in lines if "validation" in line.get("evaluation", {})]
     rates = sorted(line["timing"]["tokens_per_second"] for line in steps)
     drifted = bool(run.manifest.names("train", (run.name, "drift")))
     return {

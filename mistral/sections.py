@@ -149,13 +149,6 @@ class Checkpoints(Section):
         return (*steps, max_steps)
 
 
-class Evaluation(Section):
-    """When and on how much the loss is measured outside the training split."""
-
-    every_steps: Positive = 1000
-    max_sequences: Positive | None = None  # of the validation split; all of it unless given
-
-
 class Export(Section):
     """Where the exported folders are published."""
 

@@ -15,7 +15,7 @@ from mistral.checkpoints import Checkpoints, SavedState, newest_state, read_stat
 from mistral.cohort import record_drift
 from mistral.config import Experiment
 from mistral.errors import NonFiniteLoss, Stopped
-from mistral.evaluation import evaluate, probe_loss, probe_sequences, sum_over_ranks
+from mistral.evaluation import evaluate, measure, probe_loss, probe_sequences, sum_over_ranks
 from mistral.lease import Lease
 from mistral.loop import Loop, build_loop
 from mistral.manifest import Record
@@ -207,14 +207,15 @@ def log_step(loop: Loop, keeper: Keeper, loss: float, norm: float) -> None:
 
 
 def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
-    """Measure the validation loss on all ranks and write it down on rank 0."""
-    if loop.validation is None:
-        return
+    """Measure the model on the validation split and the evaluation sets on all ranks; write it down on rank 0."""
     experiment, start = loop.run.experiment, time.monotonic()
-    size, limit = experiment.training.micro_batch_size, experiment.evaluation.max_sequences
-    result = evaluate(loop.engine, loop.validation, size, limit, loop.run.ranks)
-    if keeper:
-        keeper.metrics.log({"step": loop.step, "evaluation": {"validation": result}})
+    size, limit, results = experiment.training.micro_batch_size, experiment.evaluation.max_sequences, {}
+    if loop.validation is not None:
+        results["validation"] = evaluate(loop.engine, loop.validation, size, limit, loop.run.ranks)
+    for windows in loop.evaluation_sets:
+        results[windows.name] = measure(loop.engine, windows, size, loop.run.ranks)
+    if keeper and results:
+        keeper.metrics.log({"step": loop.step, "evaluation": results})
     loop.started += time.monotonic() - start  # training's throughput does not count it
 
 

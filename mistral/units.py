@@ -15,6 +15,7 @@ from mistral.files import make_folder, write_bytes
 from mistral.manifest import FileEntry, Manifest, make_record
 from mistral.packing import Packer, Stream
 from mistral.progress import Progress
+from mistral.readers import read_piece
 from mistral.shards import ShardFacts, locate_tokens, write_shard
 from mistral.tokens import Tokenizer
 
@@ -32,6 +33,7 @@ class Work:
     tokenizer: Tokenizer
     progress: Progress
     workers: int = 1  # threads that parse and tokenize
+    counts_words: bool = False
 
     @property
     def dataset(self) -> str:
@@ -98,8 +100,16 @@ def commit_unit(work: Work, unit: Unit, packer: Packer, timing: dict[str, float]
             "pieces": [asdict(piece) for piece in unit.pieces],
             "timing": timing,
         }
+    facts |= {"words": count_words(work, unit)} if work.counts_words else {}
     key, config = (work.dataset, unit.name), unit.digest(work.experiment.data.identity())
     work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs={}, files=files, facts=facts))
+
+
+def count_words(work: Work, unit: Unit) -> int:
+    """Words of a unit's source text, as white space divides it; by them perplexities of tokenizers are compared."""
+    field, files = work.experiment.data.text_field, work.plan.files
+    texts = (text for piece in unit.pieces for text in read_piece(files[piece.name], piece, field))
+    return sum(len(text.split()) for text in texts if isinstance(text, str))
 
 
 def _write(work: Work, unit: Unit, packer: Packer) -> Iterator[FileEntry]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,23 @@ def write_tokenizer(experiment: Experiment, folder: Path, training_texts: Texts)
     Raises:
         DataError: there is no such tokenizer, or too little text to train one.
     """
+    _put(folder, lambda temporary: _write(experiment, temporary, training_texts))
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Put the tokenizer of one dataset beside another one."""
+    _put(folder, lambda temporary: shutil.copytree(source, temporary, dirs_exist_ok=True))
+
+
+def _put(folder: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder that is whole or absent; nothing is done if it is there."""
     if folder.exists():
         return
     temporary = temporary_beside(folder)
     make_folder(temporary)
     try:
         with storage_errors(folder):
-            _write(experiment, temporary, training_texts)
+            write(temporary)
             for path in temporary.iterdir():
                 fsync_file(path)
             fsync_folder(temporary)

@@ -101,13 +101,15 @@ def preprocess(
     context: "Context", *, as_json: bool, task: int | None, tasks: int | None, peek: int | None, fetch_only: bool
 ) -> None:
     """Tokenize the corpus and pack it into HDF5 shards."""
-    from pipeline import preprocess as stage_of
-
     if peek is not None:
-        for shown in stage_of.peek(context.experiment, context.workspace, peek):
+        from mistral.peek import first_documents
+
+        for shown in first_documents(context.experiment, context.workspace, peek):
             click.echo(shown)
     elif fetch_only:
-        click.echo(stage_of.fetch(context.experiment, context.workspace))
+        from pipeline.preprocess import fetch
+
+        click.echo(fetch(context.experiment, context.workspace))
     else:
         require_local(context, task)
         show(do_preprocess(context, task, tasks), as_json)
@@ -235,6 +237,23 @@ def verify(experiment: str | None, workspace: Path, overrides: tuple[str, ...], 
         raise Findings(
             f"found {len(report.problems)} problems, expected none; restore these files, or remove their records and "
             "run the stage again"
+        )
+
+
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline evaluate gpt2-small --seed alias --step 1000")
+@stage
+@seed_option
+@click.option("--step", "steps", type=click.IntRange(min=0), multiple=True, metavar="N", help="Only this step.")
+def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    """Loss, perplexity and accuracy of recorded checkpoints, on the validation split and the evaluation sets."""
+    from pipeline.evaluate import evaluate
+    from pipeline.train import choose_seeds
+
+    summary = evaluate(context, choose_seeds(context.experiment, seeds), steps)
+    show(summary, as_json)
+    if summary.refused:
+        raise Findings(
+            f"found {len(summary.refused)} checkpoints that cannot be measured:\n" + "\n".join(summary.refused)
         )
 
 

@@ -1,28 +1,23 @@
 """corpus -> sealed dataset of token shards, unit by unit; finds what is recorded and does what is missing."""
 
-import itertools
+import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mistral.config import Experiment
 from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
-from mistral.errors import ConfigError, DataError, ManifestError
+from mistral.errors import ConfigError, DataError, ManifestError, MistralError
 from mistral.manifest import Manifest, Record
-from mistral.packing import Packer
 from mistral.progress import Progress
-from mistral.splitting import SPLITS, training_texts
+from mistral.splitting import training_texts
 from mistral.tokens import read_tokenizer
 from mistral.units import Work, pack_missing
-from mistral.vocabulary import write_tokenizer
+from mistral.vocabulary import copy_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
-
-SHOWN_TOKENS = 200  # of a document that --peek shows
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class PreprocessSummary:
     recorded: int
     packed_now: int
     facts: dict[str, Any] | None  # of the sealed dataset; None while units are missing
+    evaluation_sets: dict[str, "PreprocessSummary"] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -41,8 +37,11 @@ class PreprocessSummary:
 
     def as_text(self) -> str:
         """For people."""
+        return "\n".join(line for summary in (self, *self.evaluation_sets.values()) for line in summary._lines())
+
+    def _lines(self) -> list[str]:
         if self.facts is None:
-            return f"{self.dataset}: {self.recorded} of {self.units} units recorded"
+            return [f"{self.dataset}: {self.recorded} of {self.units} units recorded"]
         lines = [f"{self.dataset}: whole"]
         for split, totals in self.facts["splits"].items():
             if totals["tokens"]:
@@ -59,7 +58,7 @@ class PreprocessSummary:
         lines.append(f"  documents skipped: {skipped}")
         megabytes, cpu_seconds = self.facts["source_bytes"] / 1e6, self.facts["timing"]["cpu_seconds"]
         lines.append(f"  {megabytes:,.0f} MB of source at {megabytes / max(cpu_seconds, 1e-9):,.0f} MB a CPU-second")
-        return "\n".join(lines)
+        return lines
 
 
 def preprocess(
@@ -73,6 +72,8 @@ def preprocess(
 ) -> PreprocessSummary:
     """Pack the units of an experiment's dataset that are not recorded yet, and seal it once all are.
 
+    Its evaluation sets follow. They are small and belong to the last task, so that they change nobody's numbers.
+
     Args:
         experiment: whose data section says what to read.
         workspace: where the shards go.
@@ -85,27 +86,68 @@ def preprocess(
         DataError: the corpus cannot be read, or a split stays empty.
         ManifestError: the source changed since units were recorded.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
+    cut = None if task is None else (tasks, task)
+    summary = prepare(experiment, workspace, progress, workers, cut=cut)
+    sets: dict[str, PreprocessSummary] = {}
+    if task is None or task == tasks - 1:
+        for name, one in experiment.evaluation_sets().items():
+            with errors_of(name):
+                sets[name] = prepare(one, workspace, progress, workers, measures=summary.dataset)
+    return replace(summary, evaluation_sets=sets)
+
+
+@contextlib.contextmanager
+def errors_of(evaluation_set: str) -> Iterator[None]:
+    """Say of which evaluation set an error tells."""
+    try:
+        yield
+    except MistralError as error:
+        raise type(error)(f"evaluation.{evaluation_set}: {error}") from error
+
+
+def prepare(
+    experiment: Experiment,
+    workspace: Workspace,
+    progress: Progress,
+    workers: int,
+    *,
+    cut: tuple[int, int] | None = None,
+    measures: str | None = None,
+) -> PreprocessSummary:
+    """Pack and seal one dataset.
+
+    Args:
+        experiment: whose data it is.
+        workspace: where the shards go.
+        progress: receives megabytes of source text.
+        workers: threads that parse and tokenize.
+        cut: number of tasks, and which of them to do; all units unless given.
+        measures: of an evaluation set, the dataset whose tokenizer it has; its words are counted, and it may be shorter
+            than a sequence.
+    """
     manifest, dataset = Manifest(workspace), experiment.data.dataset_name()
     sealed = manifest.find("preprocess", (dataset, SEAL))
     plan = _plan(experiment, workspace, sealed, progress)
+    require_same_source(experiment, manifest, plan)
     if plan is None or sealed is not None:
-        require_same_source(experiment, manifest, plan)
         facts = sealed.facts if sealed else None
         count = len(unit_names(manifest, dataset))
         progress.say(f"{dataset}: whole, nothing to preprocess")
         return PreprocessSummary(dataset, count, count, 0, facts)
-    require_same_source(experiment, manifest, plan)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
-    write_tokenizer(experiment, workspace.tokenizer(dataset), partial(training_texts, experiment.data, plan))
+    if measures is None:
+        write_tokenizer(experiment, workspace.tokenizer(dataset), partial(training_texts, experiment.data, plan))
+    else:
+        copy_tokenizer(workspace.tokenizer(measures), workspace.tokenizer(dataset))
     tokenizer = read_tokenizer(workspace.tokenizer(dataset), experiment.data.tokenizer_engine)
-    mine = list(plan.units) if task is None else tasks_of(plan.units, tasks, task)
-    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers), mine)
+    mine = list(plan.units) if cut is None else tasks_of(plan.units, *cut)
+    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers, measures is not None), mine)
     recorded = unit_names(manifest, dataset)
     if len(recorded) < len(plan.units):
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
     require_same_source(experiment, manifest, plan)  # what other tasks read meanwhile
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
-    whole = seal(manifest, experiment, tokenizer, records)
+    whole = seal(manifest, experiment, tokenizer, records, whole_sequence=measures is None)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
 
 
@@ -115,48 +157,14 @@ def fetch(experiment: Experiment, workspace: Workspace) -> str:
     Raises:
         DataError: the corpus or the tokenizer cannot be had.
     """
-    plan, folder = plan_units(experiment, workspace.sources()), workspace.tokenizer(experiment.data.dataset_name())
-    write_tokenizer(experiment, folder, partial(training_texts, experiment.data, plan))
+    plan, dataset = plan_units(experiment, workspace.sources()), experiment.data.dataset_name()
+    write_tokenizer(experiment, workspace.tokenizer(dataset), partial(training_texts, experiment.data, plan))
+    for name, one in experiment.evaluation_sets().items():
+        with errors_of(name):
+            plan_units(one, workspace.sources())
     megabytes = sum(unit.bytes() for unit in plan.units) / 1e6
-    return (
-        f"{experiment.data.dataset_name()}: {len(plan.units):,} units of {megabytes:,.0f} MB and the tokenizer are "
-        "here; preprocess needs no network"
-    )
-
-
-def peek(experiment: Experiment, workspace: Workspace, count: int) -> Iterator[str]:
-    """The first documents of a corpus as a model will see them; changes nothing but what is fetched.
-
-    Raises:
-        DataError: the corpus cannot be read.
-    """
-    plan, data = plan_units(experiment, workspace.sources()), experiment.data
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = workspace.tokenizer(data.dataset_name())
-        if not folder.exists():
-            folder = Path(temporary) / "tokenizer"
-            write_tokenizer(experiment, folder, partial(training_texts, data, plan))
-        tokenizer = read_tokenizer(folder, data.tokenizer_engine)
-        with Packer(data, tokenizer, Path(temporary)) as packer:
-            yield from itertools.islice(_shown_documents(packer, plan), count)
-
-
-def _shown_documents(packer: Packer, plan: Plan) -> Iterator[str]:
-    numbers = {split: itertools.count() for split in SPLITS}
-    for unit in plan.units:
-        for block in packer.packed_blocks(unit, plan.files):
-            for bad in block.bad:
-                yield f"--- {bad.where()}: {bad.reason}"
-            for split, part in block.parts.items():
-                for number, (digest, size) in enumerate(zip(part.digests, part.sizes, strict=True)):
-                    ids = part.encoded.document(number)
-                    text = packer.tokenizer.decode(ids[:SHOWN_TOKENS])
-                    rest = f" [{len(ids) - SHOWN_TOKENS:,} more tokens] " if len(ids) > SHOWN_TOKENS else ""
-                    end = packer.tokenizer.decode(part.encoded.tokens[part.encoded.ends[number] - 1 :][:1])
-                    yield (
-                        f"--- {split} document {next(numbers[split])}: {len(ids):,} tokens, {size:,} bytes, "
-                        f"sha256 {digest.hex()[:16]}\n{text}{rest}{end}"
-                    )
+    sets = ", ".join(["the tokenizer", *experiment.evaluation_sets()])
+    return f"{dataset}: {len(plan.units):,} units of {megabytes:,.0f} MB, {sets} are here; preprocess needs no network"
 
 
 def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, progress: Progress) -> Plan | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mistral.cohort import refuse_changes
 from mistral.config import Experiment
+from mistral.dataset import evaluation_record
 from mistral.errors import ConfigError, Findings, MistralError, Stopped
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
@@ -96,15 +97,18 @@ def describe_exit(code: int) -> str:
 
 
 def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
-    """The seal of the experiment's dataset.
+    """The seal of the experiment's dataset, whose evaluation sets are sealed as well.
 
     Raises:
-        ManifestError: the dataset is not whole; counts what is there.
+        ManifestError: the dataset is not whole; counts what is there. Or an evaluation set is not.
     """
     dataset = experiment.data.dataset_name()
     units = len(manifest.names("preprocess", (dataset,)))
     advice = f"{units} units of {dataset} are recorded; run: mistral-pipeline preprocess {experiment.name}"
-    return manifest.get("preprocess", (dataset, "dataset"), advice)
+    seal = manifest.get("preprocess", (dataset, "dataset"), advice)
+    for name, one in experiment.evaluation_sets().items():
+        evaluation_record(name, one, manifest)
+    return seal
 
 
 # --- one task, one rank -----------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def find_keys(workspace: Workspace, experiment: Experiment | None) -> Iterator[t
     """Stage and key of every record file."""
     wanted = None
     if experiment is not None:
-        wanted = {experiment.data.dataset_name(), *map(experiment.run_name, experiment.seeds)}
+        wanted = {*experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
     for stage in STAGES:
         folder = workspace.manifest() / stage
         for path in folder.rglob("*.json") if folder.is_dir() else ():

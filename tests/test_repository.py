@@ -79,7 +79,9 @@ def test_the_commands_of_the_readme_are_ones_that_exist():
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
-@pytest.mark.parametrize("command", ["", "run", "preprocess", "train", "export", "status", "verify", "generate"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "preprocess", "train", "export", "status", "verify", "evaluate", "generate"]
+)
 def test_help_has_an_example_and_loads_nothing_heavy(command):
     code = "import sys; from pipeline.cli import cli\ntry: cli(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"

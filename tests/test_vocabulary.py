@@ -70,6 +70,6 @@ def test_peek_shows_documents_as_the_model_will_see_them_and_writes_nothing(tmp_
 def test_fetch_only_brings_the_tokenizer_and_packs_nothing(tmp_path):
     write_corpus(tmp_path, texts())
     what = experiment(tmp_path, tokenizer=TRAINED)
-    assert "1 units of 0 MB and the tokenizer are here" in invoke(tmp_path, "--fetch-only")
+    assert "1 units of 0 MB, the tokenizer are here" in invoke(tmp_path, "--fetch-only")
     dataset = Workspace(tmp_path / "workspace").dataset(what.data.dataset_name())
     assert [path.name for path in dataset.iterdir()] == ["tokenizer"]
