@@ -129,6 +129,7 @@ class Data(Section):
     tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
     validation_fraction: Probability = 0.0005
     detokenizer: Literal["none", "wikitext"] = "none"
+    deduplicate: Literal["none", "exact"] = "none"  # exact: of the same document only the first stays
     on_bad_document: Literal["stop", "skip"] = "stop"
     unit_megabytes: Positive = 256  # of source text per unit of work
 

@@ -19,8 +19,8 @@ HASHED_BELOW_BYTES = 1_000_000_000  # datasets above are checked by size at the 
 
 
 def unit_names(manifest: Manifest, dataset: str) -> list[str]:
-    """Recorded units of a dataset, sorted."""
-    return [name for name in manifest.names("preprocess", (dataset,)) if name != SEAL]
+    """Recorded units of a dataset, sorted; their names are numbers."""
+    return [name for name in manifest.names("preprocess", (dataset,)) if name.isdecimal()]
 
 
 def seal(

@@ -37,6 +37,10 @@ class Part:
     digests: list[bytes]  # sha256 of each document's UTF-8 text
     sizes: list[int]  # bytes of each document's UTF-8 text
 
+    def only(self, numbers: list[int]) -> "Part":
+        """Some of its documents."""
+        return Part(self.encoded.only(numbers), [self.digests[i] for i in numbers], [self.sizes[i] for i in numbers])
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -119,6 +123,7 @@ class Packer:
     tokenizer: Tokenizer
     folder: Path
     workers: int = 1
+    drops: dict[str, Int64] = field(default_factory=dict)  # of each split, numbers of documents that are left out
     skipped: Counter[str] = field(default_factory=Counter)
     validation_documents: list[dict[str, int | str]] = field(default_factory=list)
 
@@ -126,6 +131,7 @@ class Packer:
         dtype = token_dtype(self.tokenizer.vocabulary_size)
         self.streams = {split: Stream(self.folder, dtype) for split in SPLITS}
         self._sample_every = 1
+        self._seen = Counter[str]()  # documents of each split, with those that are left out
 
     def __enter__(self) -> Self:
         return self
@@ -190,10 +196,23 @@ class Packer:
             self.skipped[bad.reason] += 1
         if packed.empty:
             self.skipped["empty"] += packed.empty
-        for split, part in packed.parts.items():
+        for split, whole in packed.parts.items():
+            part = self._without_dropped(split, whole)
             if split == "validation":
                 listed = enumerate(zip(part.digests, part.sizes, strict=True), self.streams[split].documents)
                 self.validation_documents += [
                     {"document": number, "sha256": digest.hex(), "bytes": size} for number, (digest, size) in listed
                 ]
             self.streams[split].append(part)
+
+    def _without_dropped(self, split: str, part: Part) -> Part:
+        """What is left of the documents that come next in a split."""
+        first, count = self._seen[split], len(part.digests)
+        self._seen[split] += count
+        drops = self.drops.get(split, np.zeros(0, dtype=np.int64))
+        begin, end = np.searchsorted(drops, (first, first + count))
+        if begin == end:
+            return part
+        self.skipped["duplicate"] += int(end - begin)
+        dropped = set((drops[begin:end] - first).tolist())
+        return part.only([number for number in range(count) if number not in dropped])

@@ -11,8 +11,9 @@ from pathlib import Path
 from mistral.config import Experiment
 from mistral.corpus import Plan, Unit
 from mistral.dataset import unit_names
+from mistral.deduplication import drops_of
 from mistral.files import make_folder, write_bytes
-from mistral.manifest import FileEntry, Manifest, make_record
+from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.packing import Packer, Stream
 from mistral.progress import Progress
 from mistral.readers import read_piece
@@ -34,6 +35,7 @@ class Work:
     progress: Progress
     workers: int = 1  # threads that parse and tokenize
     counts_words: bool = False
+    duplicates: Record | None = None  # which documents are left out
 
     @property
     def dataset(self) -> str:
@@ -77,7 +79,8 @@ def pack_unit(work: Work, unit: Unit) -> tuple[Packer, dict[str, float]]:
         work.progress.advance(read // MEGABYTE - before // MEGABYTE)
 
     folder = work.manifest.workspace.dataset(work.dataset)
-    packer = Packer(work.experiment.data, work.tokenizer, folder, work.workers)
+    drops = drops_of(work.manifest, work.duplicates, unit.name) if work.duplicates else {}
+    packer = Packer(work.experiment.data, work.tokenizer, folder, work.workers, drops)
     try:
         packer.pack(unit, work.plan.files, advance)
     except BaseException:
@@ -101,8 +104,9 @@ def commit_unit(work: Work, unit: Unit, packer: Packer, timing: dict[str, float]
             "timing": timing,
         }
     facts |= {"words": count_words(work, unit)} if work.counts_words else {}
+    inputs = {"duplicates": work.duplicates.content} if work.duplicates else {}
     key, config = (work.dataset, unit.name), unit.digest(work.experiment.data.identity())
-    work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs={}, files=files, facts=facts))
+    work.manifest.publish(make_record("preprocess/unit", key, config=config, inputs=inputs, files=files, facts=facts))
 
 
 def count_words(work: Work, unit: Unit) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from mistral.config import Experiment
 from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
+from mistral.deduplication import find_duplicates, hash_missing
 from mistral.errors import ConfigError, DataError, ManifestError, MistralError
 from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
@@ -141,7 +142,15 @@ def prepare(
         copy_tokenizer(workspace.tokenizer(measures), workspace.tokenizer(dataset))
     tokenizer = read_tokenizer(workspace.tokenizer(dataset), experiment.data.tokenizer_engine)
     mine = list(plan.units) if cut is None else tasks_of(plan.units, *cut)
-    packed = pack_missing(Work(experiment, manifest, plan, tokenizer, progress, workers, measures is not None), mine)
+    work = Work(experiment, manifest, plan, tokenizer, progress, workers, counts_words=measures is not None)
+    if experiment.data.deduplicate == "exact":
+        hash_missing(manifest, experiment, plan, mine, workers=workers, progress=progress)
+        duplicates = find_duplicates(manifest, experiment, plan)
+        if duplicates is None:
+            progress.say(f"{dataset}: hashed; run every other task, then this one again to pack its units")
+            return PreprocessSummary(dataset, len(plan.units), len(unit_names(manifest, dataset)), 0, None)
+        work = replace(work, duplicates=duplicates)
+    packed = pack_missing(work, mine)
     recorded = unit_names(manifest, dataset)
     if len(recorded) < len(plan.units):
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
