@@ -70,9 +70,8 @@ def test_validation_documents_are_deduplicated_among_themselves(tmp_path):
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=20), data=st.data())
 def test_a_part_keeps_the_tokens_of_the_documents_that_it_keeps(lengths, data):
     ends = np.cumsum([length + 1 for length in lengths])
-    part = Part(
-        Encoded(np.arange(ends[-1]), ends), [bytes([i]) for i in range(len(lengths))], list(range(len(lengths)))
-    )
+    numbers = list(range(len(lengths)))
+    part = Part(Encoded(np.arange(ends[-1]), ends), [bytes([number]) for number in numbers], numbers)
     kept = sorted(data.draw(st.sets(st.sampled_from(numbers))))
     left = part.only(kept)
     assert left.sizes == kept
