@@ -6,7 +6,7 @@ one message.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -115,6 +115,19 @@ class Experiment(Section):
     def run_name(self, seed: str) -> str:
         """`alias-gpt2-small-x21`."""
         return f"{seed}-{self.name}-x{self.seeds[seed].label()}"
+
+    def choose_seeds(self, names: Sequence[str] = ()) -> list[str]:
+        """The named seeds, or all of them, in config order.
+
+        Raises:
+            ConfigError: names the seeds that exist.
+        """
+        if unknown := [name for name in names if name not in self.seeds]:
+            raise ConfigError(
+                f"--seed: found {', '.join(unknown)}, expected seeds of {self.name}: {', '.join(self.seeds)}; "
+                "name one of these"
+            )
+        return [seed for seed in self.seeds if not names or seed in names]
 
     def scheduled_steps(self) -> tuple[int, ...]:
         """The steps whose weights are kept for good, ascending."""

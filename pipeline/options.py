@@ -61,6 +61,25 @@ def stage(function: Function) -> Callable[..., None]:
     return click.argument("experiment")(decorated)
 
 
+def inspection(function: Function) -> Callable[..., None]:
+    """The arguments of commands that look at an experiment or a whole workspace, handed on loaded; and `as_json`."""
+
+    @functools.wraps(function)
+    def call(experiment: str | None, workspace: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        from mistral.config import load_experiment
+        from mistral.workspace import Workspace
+
+        if overrides and not experiment:
+            raise click.UsageError("found --set without EXPERIMENT, expected one whose values it overrides; name it")
+        loaded = load_experiment(experiment, overrides) if experiment else None
+        function(loaded, Workspace(workspace.absolute()), **options)
+
+    decorated: Callable[..., None] = call
+    for option in (debug_option, json_option, set_option, workspace_option):
+        decorated = option(decorated)
+    return click.argument("experiment", required=False)(decorated)
+
+
 def task_options(tasks: bool) -> Callable[[Function], Function]:
     """`--task N`, and `--tasks M` where the number of tasks is free."""
 

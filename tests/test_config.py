@@ -368,6 +368,15 @@ def test_a_seed_is_one_number_or_three(load):
     assert experiment.run_name("three") == "three-tiny-x1-2-3"
 
 
+def test_chosen_seeds_keep_the_order_of_the_config(load):
+    experiment = load(VALID)
+    assert experiment.choose_seeds() == ["alias", "battlestar"]
+    assert experiment.choose_seeds(["battlestar", "alias", "battlestar"]) == ["alias", "battlestar"]
+    assert experiment.choose_seeds(["battlestar"]) == ["battlestar"]
+    with pytest.raises(ConfigError, match="found nobody, expected seeds of tiny: alias, battlestar; name one"):
+        experiment.choose_seeds(["alias", "nobody"])
+
+
 def test_an_experiment_needs_a_seed(load):
     [problem] = problems_of(load, changed(seeds={}))
     assert problem.startswith("seeds: found {}, expected at least one entry")
