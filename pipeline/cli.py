@@ -130,7 +130,10 @@ def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> An
 def train(
     context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
 ) -> None:
-    """Train the seeds, one run each; goes on from the last state of a run that was stopped or killed."""
+    """Train the seeds, one run each.
+
+    Goes on from the last state of a run that was stopped or killed.
+    """
     from dataclasses import replace
 
     from pipeline import train as command

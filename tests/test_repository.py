@@ -94,6 +94,15 @@ def test_help_has_an_example_and_loads_nothing_heavy(command):
     assert output.endswith("[]\n")
 
 
+def test_the_page_of_the_command_line_is_what_help_says():
+    code = "import runpy; print(runpy.run_path('docs/cli_reference.py')['reference'](), end='')"
+    command = [sys.executable, "-c", code]  # in a process of its own: click keeps what other tests made of a command
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == told, "found an old docs/cli.md, expected what --help says now; run: make docs"
+    assert "docs/cli.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the wheel of this repository is unpacked."""
