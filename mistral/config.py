@@ -47,6 +47,7 @@ class Experiment(Section):
     """What to train."""
 
     name: Name
+    folder: str | None = None  # where relative paths start; that of the experiment's file unless given
     seeds: Mapping[Name, Seeds] = Field(min_length=1)
     data: Data
     model: Model
@@ -134,7 +135,7 @@ class Experiment(Section):
         return self.checkpoints.steps(self.training.max_steps)
 
     def path(self, relative: str) -> Path:
-        """A path of the config: relative ones are relative to the experiment's file."""
+        """A path of the config: relative ones start from its `folder`."""
         return self._folder / relative
 
     def frozen_sections(self, seed: str) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def load_experiment(name_or_path: str, overrides: tuple[str, ...] = ()) -> Exper
     """
     path = find_config(name_or_path, "experiments")
     experiment = _load(Experiment, path, overrides)
-    experiment._folder = path.absolute().parent
+    experiment._folder = path.absolute().parent / (experiment.folder or "")
     return experiment
 
 
@@ -274,5 +275,5 @@ def _load(model: type[AnyConfig], path: Path, overrides: tuple[str, ...]) -> Any
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The resolved config, as it is kept in the workspace."""
-    return write_yaml(experiment.model_dump(mode="json"))
+    """The resolved config, as it is kept in the workspace: wherever it lies, it names the same files and dataset."""
+    return write_yaml(experiment.model_dump(mode="json") | {"folder": str(experiment._folder)})
