@@ -1,7 +1,6 @@
 """command line -> one call of a command: the only file that parses arguments, prints results and sets exit codes."""
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -26,8 +25,6 @@ if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help ans
     from mistral.config import Experiment
     from mistral.workspace import Workspace
     from pipeline.context import Context
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -294,12 +291,12 @@ def show_sample(
         click.echo(f"\nA sample of {folder.parent.name}, {folder.name}:\n\n{text}")
 
 
-def fail(error: BaseException, code: int, debug: bool) -> NoReturn:
+def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoReturn:
     """Print an error for the user and exit."""
     if debug:
         traceback.print_exception(error)
     name = type(error).__name__
-    click.echo(f"{name}: {error}", err=True)
+    click.echo(f"{name}: {error}{advice}", err=True)
     sys.exit(code)
 
 
@@ -312,6 +309,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     try:
         code = cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -319,11 +317,12 @@ def main() -> NoReturn:
         fail(error, error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         fail(Stopped("stopped by Ctrl-C\n  run the same command to go on"), Stopped.exit_code, debug)
+    except BrokenPipeError:  # who read the output has left, as `head` does; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(MistralError.exit_code)
     except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        fail(error, MistralError.exit_code, debug)
-    sys.stdout.flush()
+        advice = "\n  check the path, its permissions and the file system; --debug shows where it happened"
+        fail(error, MistralError.exit_code, debug, advice)
     sys.exit(code if isinstance(code, int) else os.EX_OK)
 
 

@@ -29,7 +29,8 @@ workspace_option = click.option(
     envvar="MISTRAL_WORKSPACE",
     show_default=True,
     show_envvar=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Folder on a shared file system where the stages meet.",
 )
 set_option = click.option(
@@ -69,9 +70,9 @@ def inspection(function: Function) -> Callable[..., None]:
         from mistral.config import load_experiment
         from mistral.workspace import Workspace
 
-        if overrides and not experiment:
+        if overrides and experiment is None:
             raise click.UsageError("found --set without EXPERIMENT, expected one whose values it overrides; name it")
-        loaded = load_experiment(experiment, overrides) if experiment else None
+        loaded = None if experiment is None else load_experiment(experiment, overrides)
         function(loaded, Workspace(workspace.absolute()), **options)
 
     decorated: Callable[..., None] = call
