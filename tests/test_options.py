@@ -73,18 +73,21 @@ def test_values_are_set_in_their_order_and_checked(parse):
         parse("quickstart --set training.maxsteps=7")
 
 
-def test_a_task_is_told_everything_that_its_parent_was(parse, tmp_path, monkeypatch):
-    """Its command line gives the same context, wherever the job starts."""
-    monkeypatch.chdir(tmp_path)
-    first: Context = parse(
-        "quickstart --set training.max_steps=7 --set seeds.new=5 --workspace w --cluster slurm-a100"
-    )[0]
+@pytest.mark.parametrize("names", ["tiny.yaml --cluster ranks2.yaml", "quickstart --cluster local"])
+def test_a_task_gets_the_same_context_wherever_it_starts(parse, tiny, monkeypatch, names):
+    conf = tiny / "conf" / "experiments"
+    conf.mkdir(parents=True)
+    (conf / "quickstart.yaml").write_text((tiny / "tiny.yaml").read_text())
+    monkeypatch.chdir(tiny)
+    first: Context = parse(f"{names} --set training.max_steps=7 --set seeds.new=5 --workspace w")[0]
     name, *arguments = first.task_arguments
     assert name == "example"
     monkeypatch.chdir("/")
     again = parse(" ".join(arguments))[0]
     assert (again.experiment, again.cluster, again.workspace) == (first.experiment, first.cluster, first.workspace)
-    assert again.experiment.seeds["new"].init == 5
+    assert again.experiment.path("corpus") == first.experiment.path("corpus")
+    assert (again.experiment.name, again.experiment.seeds["new"].init) == ("tiny", 5)
+    assert again.task_arguments == first.task_arguments
 
 
 def test_the_config_that_a_run_keeps_is_an_experiment(parse, tiny):
