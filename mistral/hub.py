@@ -124,7 +124,7 @@ def _equal(one: Path, other: Path) -> bool:
 def _clear_away(rubbish: Path, folder: Path) -> None:
     """Remove a folder whose owner may still be at work: it sees all of it go at once."""
     aside = temporary_beside(folder)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # gone already; where it is in the way and cannot be moved, the rename that follows says so
         rubbish.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
