@@ -224,9 +224,8 @@ def verify(experiment: "Experiment | None", workspace: "Workspace", *, as_json: 
 def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps: tuple[int, ...]) -> None:
     """Loss, perplexity and accuracy of recorded checkpoints, on the validation split and the evaluation sets."""
     from pipeline.evaluate import evaluate
-    from pipeline.train import choose_seeds
 
-    summary = evaluate(context, choose_seeds(context.experiment, seeds), steps)
+    summary = evaluate(context, context.experiment.choose_seeds(seeds), steps)
     show(summary, as_json)
     if summary.refused:
         raise Findings(
