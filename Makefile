@@ -1,6 +1,7 @@
 # make quickstart   install, then train and export two small models on this machine
 # make test         install, then run every check and every test
 # make check        the fast part: format, lint, types, import rules
+# make docs         write docs/cli.md from the command line's own help
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ PINS = setup.cfg pyproject.toml environments/constraints.txt environments/data-p
 # One thread a process, so that results do not depend on the load of the machine; no network in the tests.
 TEST_ENVIRONMENT = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format docs clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/mistral-pipeline run quickstart
@@ -27,6 +28,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/cli_reference.py
 
 $(VENV)/.installed: $(PINS)
 	@echo "installing into $(VENV) (about two minutes)"

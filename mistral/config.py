@@ -6,7 +6,7 @@ one message.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +47,7 @@ class Experiment(Section):
     """What to train."""
 
     name: Name
+    folder: str | None = None  # where relative paths start; that of the experiment's file unless given
     seeds: Mapping[Name, Seeds] = Field(min_length=1)
     data: Data
     model: Model
@@ -116,12 +117,25 @@ class Experiment(Section):
         """`alias-gpt2-small-x21`."""
         return f"{seed}-{self.name}-x{self.seeds[seed].label()}"
 
+    def choose_seeds(self, names: Sequence[str] = ()) -> list[str]:
+        """The named seeds, or all of them, in config order.
+
+        Raises:
+            ConfigError: names the seeds that exist.
+        """
+        if unknown := [name for name in names if name not in self.seeds]:
+            raise ConfigError(
+                f"--seed: found {', '.join(unknown)}, expected seeds of {self.name}: {', '.join(self.seeds)}; "
+                "name one of these"
+            )
+        return [seed for seed in self.seeds if not names or seed in names]
+
     def scheduled_steps(self) -> tuple[int, ...]:
         """The steps whose weights are kept for good, ascending."""
         return self.checkpoints.steps(self.training.max_steps)
 
     def path(self, relative: str) -> Path:
-        """A path of the config: relative ones are relative to the experiment's file."""
+        """A path of the config: relative ones start from its `folder`."""
         return self._folder / relative
 
     def frozen_sections(self, seed: str) -> dict[str, Any]:
@@ -208,7 +222,7 @@ def load_experiment(name_or_path: str, overrides: tuple[str, ...] = ()) -> Exper
     """
     path = find_config(name_or_path, "experiments")
     experiment = _load(Experiment, path, overrides)
-    experiment._folder = path.absolute().parent
+    experiment._folder = path.absolute().parent / (experiment.folder or "")
     return experiment
 
 
@@ -261,5 +275,5 @@ def _load(model: type[AnyConfig], path: Path, overrides: tuple[str, ...]) -> Any
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The resolved config, as it is kept in the workspace."""
-    return write_yaml(experiment.model_dump(mode="json"))
+    """The resolved config, as it is kept in the workspace: wherever it lies, it names the same files and dataset."""
+    return write_yaml(experiment.model_dump(mode="json") | {"folder": str(experiment._folder)})

@@ -33,7 +33,8 @@ HEADINGS_AND_REST = (
 
 
 def _pattern(left: str, right: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(left)}\s*([^{re.escape(right)}]*){re.escape(right)}")
+    # Possessive: without a closing mark there is nothing to try again.
+    return re.compile(rf"{re.escape(left)}\s*+([^{re.escape(right)}]*+){re.escape(right)}")
 
 
 PATTERNS = tuple((_pattern(left, right), left, right) for left, right in PAIRS)
@@ -43,7 +44,9 @@ def detokenize_wikitext(text: str) -> str:
     """Undo WikiText's tokenization: ` @-@ `, spaces around punctuation and inside brackets, `= = Heading = =`."""
     text = _replace_all(text, NUMBERS_AND_PUNCTUATION)
     for pattern, left, right in PATTERNS:
-        text = pattern.sub(lambda found, a=left, b=right: a + found[1].rstrip() + b, text)  # type: ignore[misc] # a, b
+        end = text.rfind(right) + 1  # opening marks beyond it would each search the rest of the text in vain
+        closed = pattern.sub(lambda found, a=left, b=right: a + found[1].rstrip() + b, text[:end])  # type: ignore[misc] # a, b
+        text = closed + text[end:]
     return _replace_all(text, HEADINGS_AND_REST)
 
 

@@ -159,6 +159,6 @@ def publish_bytes(path: Path, data: bytes) -> bool:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and what is in it, if it is there."""
-    if folder.exists():
+    """Remove a folder and what is in it, if it is there and stays there."""
+    with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)

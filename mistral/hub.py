@@ -1,5 +1,8 @@
 """recorded checkpoint -> a Hugging Face model folder, loaded by transformers and checked against the probe."""
 
+import errno
+import filecmp
+import json
 import math
 import os
 import shutil
@@ -14,6 +17,7 @@ from mistral.files import (
     fsync_file,
     fsync_folder,
     make_folder,
+    read_json,
     remove_folder,
     storage_errors,
     temporary_beside,
@@ -22,6 +26,7 @@ from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.metrics import read_metrics
 from mistral.modelcard import CardFacts, model_card
 
+CARD = "README.md"
 TOLERANCE = {"sdpa": 1e-5, "eager": 1e-4}  # relative, of the probe loss
 
 
@@ -51,8 +56,10 @@ def export_checkpoint(
             f"found weights of the dataset {str(weights.inputs.get('dataset'))[:12]}, expected {dataset.content[:12]}, "
             f"which is {dataset.key[0]} now; run verify"
         )
-    begun = manifest.get("train", (run, "begin"), "run verify")
     folder = manifest.workspace.export(run, step)
+    if record := manifest.find("export", (run, folder.name)):
+        return record
+    begun = manifest.get("train", (run, "begin"), "run verify")
     temporary = temporary_beside(folder)
     make_folder(temporary)
     try:
@@ -60,24 +67,66 @@ def export_checkpoint(
             metrics = [line for line in read_metrics(manifest.workspace.metrics(run)) if line["step"] <= step]
             _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics))
         check_probe(temporary, weights, experiment.model.attn_implementation)
-        with storage_errors(folder):
-            files = [_durable(manifest, path, folder, weights) for path in sorted(temporary.iterdir())]
-            fsync_folder(temporary)
-            remove_folder(folder)
-            temporary.rename(folder)
-            fsync_folder(folder.parent)
+        record = _publish(temporary, manifest, weights, digest_of(experiment.export.model_dump(mode="json")))
+    except Exception:
+        if not temporary.exists() and (record := manifest.find("export", (run, folder.name))):
+            return record  # whoever recorded this checkpoint first has cleared away the folder that was being filled
+        raise
     finally:
         remove_folder(temporary)
-    inputs = {"weights": weights.content, "dataset": dataset.content}
-    config = digest_of(experiment.export.model_dump(mode="json"))
+    for rubbish in folder.parent.glob(f".{folder.name}.*.tmp"):  # of processes that were killed, or came second
+        _clear_away(rubbish, folder)
+    return record
+
+
+def _publish(temporary: Path, manifest: Manifest, weights: Record, config: str) -> Record:
+    """Give a whole folder its name and record what lies there then."""
+    run, step = weights.key[0], weights.facts["step"]
+    folder = manifest.workspace.export(run, step)
+    with storage_errors(folder):
+        for path in temporary.iterdir():
+            fsync_file(path)
+        fsync_folder(temporary)
+        _take_place(temporary, folder)
+        fsync_folder(folder.parent)
+        files = [_entry(manifest, path, weights) for path in sorted(folder.iterdir())]
+    inputs = {"weights": weights.content, "dataset": weights.inputs["dataset"]}
     key, facts = (run, folder.name), {"step": step}
-    record = manifest.publish(
+    return manifest.publish(
         make_record("export/checkpoint", key, config=config, inputs=inputs, files=files, facts=facts)
     )
-    for rubbish in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by processes that were killed
-        with suppress(OSError):
-            remove_folder(rubbish)
-    return record
+
+
+def _take_place(temporary: Path, folder: Path) -> None:
+    """Rename a whole folder, unless an equal one has the name: another process may be about to record that one."""
+    try:
+        temporary.rename(folder)  # which never replaces a folder that holds files
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _equal(temporary, folder):
+            _clear_away(folder, folder)
+            temporary.rename(folder)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two exports of a checkpoint differ in nothing but the model card, to which an evaluation may be added."""
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    return all(
+        (one / name).samefile(other / name) or filecmp.cmp(one / name, other / name, shallow=False)
+        for name in names
+        if name != CARD
+    )
+
+
+def _clear_away(rubbish: Path, folder: Path) -> None:
+    """Remove a folder whose owner may still be at work: it sees all of it go at once."""
+    aside = temporary_beside(folder)
+    with suppress(OSError):  # gone already; where it is in the way and cannot be moved, the rename that follows says so
+        rubbish.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> None:
@@ -86,13 +135,14 @@ def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> None:
     run, step = facts.weights.key[0], facts.weights.facts["step"]
     source = manifest.workspace.weights(run, step)
     link_or_copy(source / "model.safetensors", folder / "model.safetensors")
-    shutil.copyfile(source / "config.json", folder / "config.json")
+    body = read_json(source / "config.json") | {"use_cache": True}  # training needs no cache, generation does
+    (folder / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     config = GPT2Config.from_pretrained(source)
     generation = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
     generation.save_pretrained(folder)
     for path in manifest.workspace.tokenizer(facts.dataset.key[0]).iterdir():
         shutil.copyfile(path, folder / path.name)
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    (folder / CARD).write_text(model_card(facts), encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -103,11 +153,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _durable(manifest: Manifest, path: Path, folder: Path, weights: Record) -> FileEntry:
-    fsync_file(path)
+def _entry(manifest: Manifest, path: Path, weights: Record) -> FileEntry:
     same = [entry for entry in weights.files if path.samefile(manifest.workspace.inside(entry.path))]
     entry = same[0] if same else manifest.entry(path)  # a link was hashed a moment ago, under its other name
-    return replace(entry, path=manifest.workspace.relative(folder / path.name))
+    return replace(entry, path=manifest.workspace.relative(path))
 
 
 def check_probe(folder: Path, weights: Record, attention: str) -> None:
@@ -129,7 +178,7 @@ def check_probe(folder: Path, weights: Record, attention: str) -> None:
     with torch.no_grad():
         for sequence in probe["sequences"]:  # one by one: the logits of all of them would be GBs
             input_ids = torch.tensor([sequence])  # (1, seq_len) int64
-            losses.append(float(model(input_ids=input_ids, labels=input_ids).loss))
+            losses.append(float(model(input_ids=input_ids, labels=input_ids, use_cache=False).loss))
     loss = math.fsum(losses) / len(losses)
     if not abs(loss - probe["loss"]) <= TOLERANCE[attention] * abs(probe["loss"]):  # a NaN is refused as well
         raise CheckpointError(

@@ -1,11 +1,11 @@
 """command line -> one call of a command: the only file that parses arguments, prints results and sets exit codes."""
 
-import errno
+import contextlib
 import json
 import os
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -15,18 +15,16 @@ from mistral.errors import ConfigError, Findings, MistralError, Stopped
 from pipeline.options import (
     Command,
     debug_option,
-    json_option,
+    inspection,
     seed_option,
-    set_option,
     stage,
     task_options,
-    workspace_option,
 )
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
+    from mistral.config import Experiment
+    from mistral.workspace import Workspace
     from pipeline.context import Context
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -66,22 +64,16 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     require_local(context, None)
     from dataclasses import replace
 
-    from pipeline.train import choose_seeds, train
+    from pipeline.train import train
 
-    chosen = choose_seeds(context.experiment, seeds)
+    chosen = context.experiment.choose_seeds(seeds)
     do_preprocess(context, None, None)
-    failure: Findings | None = None
-    try:
+    failures: list[Findings] = []
+    with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
         train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
-    except Findings as error:  # a seed that failed holds nobody back: what is recorded is exported
-        failure = error
-    try:
+    with held(failures):
         do_export(context, seeds, (), None, None)
-    except Findings as error:
-        failure = error
-    show_results(context, chosen, as_json)
-    if failure:
-        raise failure
+    show_results(context, chosen, as_json, failures)
     if sample and not as_json:
         show_sample(context, chosen[0], None, "KING.", 60)
 
@@ -135,7 +127,10 @@ def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> An
 def train(
     context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
 ) -> None:
-    """Train the seeds, one run each; goes on from the last state of a run that was stopped or killed."""
+    """Train the seeds, one run each.
+
+    Goes on from the last state of a run that was stopped or killed.
+    """
     from dataclasses import replace
 
     from pipeline import train as command
@@ -146,14 +141,10 @@ def train(
     if task is not None:
         command.train_task(context, task, command.TrainOptions(allow_drift, steal_lease))
         return
-    failure: Findings | None = None
-    try:
+    failures: list[Findings] = []
+    with held(failures):
         command.train(context, seeds)
-    except Findings as error:
-        failure = error
-    show_results(context, command.choose_seeds(context.experiment, seeds), as_json)
-    if failure:
-        raise failure
+    show_results(context, context.experiment.choose_seeds(seeds), as_json, failures)
 
 
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline export gpt2-small --seed alias --step 1000 --step 2000")
@@ -192,23 +183,16 @@ def do_export(
 
 
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline status quickstart --watch")
-@click.argument("experiment", required=False)
-@workspace_option
-@set_option
+@inspection
 @click.option("--watch", is_flag=True, help="Show it again every 10 seconds, until Ctrl-C.")
-@json_option
-@debug_option
-def status(experiment: str | None, workspace: Path, overrides: tuple[str, ...], watch: bool, as_json: bool) -> None:
+def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, watch: bool) -> None:
     """How far each run is; without EXPERIMENT, all runs of the workspace."""
     import time
 
-    from mistral.config import load_experiment
-    from mistral.workspace import Workspace
     from pipeline.status import status
 
-    loaded = load_experiment(experiment, overrides) if experiment else None
     while True:
-        report = status(loaded, Workspace(workspace.absolute()))
+        report = status(experiment, workspace)
         click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_table())
         if not watch:
             return
@@ -217,21 +201,14 @@ def status(experiment: str | None, workspace: Path, overrides: tuple[str, ...], 
 
 
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline verify quickstart --quick")
-@click.argument("experiment", required=False)
-@workspace_option
-@set_option
+@inspection
 @click.option("--quick", is_flag=True, help="Compare sizes only; without it every byte is hashed.")
-@json_option
-@debug_option
-def verify(experiment: str | None, workspace: Path, overrides: tuple[str, ...], quick: bool, as_json: bool) -> None:
+def verify(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, quick: bool) -> None:
     """Check every file against its record, and every record against those it was made from."""
-    from mistral.config import load_experiment
-    from mistral.workspace import Workspace
     from pipeline.reporter import Reporter
     from pipeline.verify import verify
 
-    loaded = load_experiment(experiment, overrides) if experiment else None
-    report = verify(Workspace(workspace.absolute()), Reporter(), loaded, quick)
+    report = verify(workspace, Reporter(), experiment, quick)
     show(report, as_json)
     if report.problems:
         raise Findings(
@@ -247,9 +224,8 @@ def verify(experiment: str | None, workspace: Path, overrides: tuple[str, ...], 
 def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps: tuple[int, ...]) -> None:
     """Loss, perplexity and accuracy of recorded checkpoints, on the validation split and the evaluation sets."""
     from pipeline.evaluate import evaluate
-    from pipeline.train import choose_seeds
 
-    summary = evaluate(context, choose_seeds(context.experiment, seeds), steps)
+    summary = evaluate(context, context.experiment.choose_seeds(seeds), steps)
     show(summary, as_json)
     if summary.refused:
         raise Findings(
@@ -265,9 +241,7 @@ def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps
 @click.option("--tokens", default=100, show_default=True, type=click.IntRange(min=1), help="Tokens to add at most.")
 def generate(context: "Context", *, as_json: bool, seed: str, step: int | None, prompt: str, tokens: int) -> None:
     """Continue a prompt with an exported model."""
-    from pipeline.train import choose_seeds
-
-    [chosen] = choose_seeds(context.experiment, [seed])
+    [chosen] = context.experiment.choose_seeds([seed])
     show_sample(context, chosen, step, prompt, tokens, as_json=as_json)
 
 
@@ -279,12 +253,27 @@ def show(result: Any, as_json: bool) -> None:
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else result.as_text())
 
 
-def show_results(context: "Context", seeds: list[str], as_json: bool) -> None:
-    """Print the final table."""
+@contextlib.contextmanager
+def held(failures: list[Findings]) -> Iterator[None]:
+    """Keep the findings of a piece of work until the results are shown."""
+    try:
+        yield
+    except Findings as error:
+        failures.append(error)
+
+
+def show_results(context: "Context", seeds: list[str], as_json: bool, failures: list[Findings]) -> None:
+    """Print the final table, then raise the failures that were held.
+
+    Raises:
+        Findings: tells all of them.
+    """
     from pipeline.results import as_table, results
 
     rows = results(context, seeds)
     click.echo(json.dumps(rows, indent=2) if as_json else as_table(rows))
+    if failures:
+        raise Findings("\n".join(map(str, failures)))
 
 
 def show_sample(
@@ -301,12 +290,12 @@ def show_sample(
         click.echo(f"\nA sample of {folder.parent.name}, {folder.name}:\n\n{text}")
 
 
-def fail(error: BaseException, code: int, debug: bool) -> NoReturn:
+def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoReturn:
     """Print an error for the user and exit."""
     if debug:
         traceback.print_exception(error)
     name = type(error).__name__
-    click.echo(f"{name}: {error}", err=True)
+    click.echo(f"{name}: {error}{advice}", err=True)
     sys.exit(code)
 
 
@@ -319,6 +308,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     try:
         code = cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -326,11 +316,12 @@ def main() -> NoReturn:
         fail(error, error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         fail(Stopped("stopped by Ctrl-C\n  run the same command to go on"), Stopped.exit_code, debug)
+    except BrokenPipeError:  # who read the output has left, as `head` does; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(MistralError.exit_code)
     except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        fail(error, MistralError.exit_code, debug)
-    sys.stdout.flush()
+        advice = "\n  check the path, its permissions and the file system; --debug shows where it happened"
+        fail(error, MistralError.exit_code, debug, advice)
     sys.exit(code if isinstance(code, int) else os.EX_OK)
 
 

@@ -61,7 +61,8 @@ def export(
         Findings: some checkpoints were refused; lists them.
     """
     manifest = Manifest(workspace)
-    recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in choose_seeds(experiment, seeds)}
+    chosen = sorted(experiment.choose_seeds(seeds), key=experiment.run_name)
+    recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in chosen}
     planned = plan_units(experiment, recorded, steps)
     if task is not None:
         if not 0 <= task < tasks:
@@ -73,20 +74,6 @@ def export(
     left = [(seed, step) for seed, step in units if f"checkpoint-{step}" not in done[seed]]
     exported = _export_all(experiment, manifest, left, len(units), progress)
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
-
-
-def choose_seeds(experiment: Experiment, names: Sequence[str]) -> list[str]:
-    """The seeds to export, sorted by the names of their runs.
-
-    Raises:
-        ConfigError: names the seeds that exist.
-    """
-    if unknown := [name for name in names if name not in experiment.seeds]:
-        raise ConfigError(
-            f"--seed: found {', '.join(unknown)}, expected seeds of {experiment.name}: {', '.join(experiment.seeds)}; "
-            "name one of these"
-        )
-    return sorted((seed for seed in experiment.seeds if not names or seed in names), key=experiment.run_name)
 
 
 def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:

@@ -45,7 +45,7 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
     generator = torch.Generator().manual_seed(torch_seed(seed, "sample"))
     with torch.no_grad():
         for _ in range(tokens):
-            logits = model(ids[:, -model.config.n_positions :]).logits[:, -1]  # (1, vocabulary)
+            logits = model(ids[:, -model.config.n_positions :], use_cache=False).logits[:, -1]  # (1, vocabulary)
             probabilities = torch.softmax(logits / temperature, dim=-1)
             ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
             if ids[0, -1] == model.config.eos_token_id:

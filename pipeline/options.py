@@ -29,7 +29,8 @@ workspace_option = click.option(
     envvar="MISTRAL_WORKSPACE",
     show_default=True,
     show_envvar=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Folder on a shared file system where the stages meet.",
 )
 set_option = click.option(
@@ -51,6 +52,10 @@ def stage(function: Function) -> Callable[..., None]:
     def call(
         experiment: str, workspace: Path, cluster: str, overrides: tuple[str, ...], *, wait: bool, **options: Any
     ) -> None:
+        from mistral.config import find_config
+
+        files = [find_config(experiment, "experiments"), find_config(cluster, "clusters")]
+        experiment, cluster = [str(path.absolute()) for path in files]  # a task may start in another folder
         arguments = [function.__name__, experiment, "--workspace", str(workspace.absolute()), "--cluster", cluster]
         arguments += [part for override in overrides for part in ("--set", override)]
         function(make_context(experiment, workspace, cluster, overrides, arguments), **options)
@@ -59,6 +64,25 @@ def stage(function: Function) -> Callable[..., None]:
     for option in (debug_option, wait_option, json_option, set_option, cluster_option, workspace_option):
         decorated = option(decorated)
     return click.argument("experiment")(decorated)
+
+
+def inspection(function: Function) -> Callable[..., None]:
+    """The arguments of commands that look at an experiment or a whole workspace, handed on loaded; and `as_json`."""
+
+    @functools.wraps(function)
+    def call(experiment: str | None, workspace: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        from mistral.config import load_experiment
+        from mistral.workspace import Workspace
+
+        if overrides and experiment is None:
+            raise click.UsageError("found --set without EXPERIMENT, expected one whose values it overrides; name it")
+        loaded = None if experiment is None else load_experiment(experiment, overrides)
+        function(loaded, Workspace(workspace.absolute()), **options)
+
+    decorated: Callable[..., None] = call
+    for option in (debug_option, json_option, set_option, workspace_option):
+        decorated = option(decorated)
+    return click.argument("experiment", required=False)(decorated)
 
 
 def task_options(tasks: bool) -> Callable[[Function], Function]:

@@ -42,7 +42,7 @@ def train(context: Context, names: Sequence[str] = ()) -> None:
     """
     experiment, manifest = context.experiment, context.manifest
     experiment.training.accumulation_steps(context.cluster.stages.train.world_size())
-    seeds, failed = choose_seeds(experiment, names), []
+    seeds, failed = experiment.choose_seeds(names), []
     for seed in seeds:
         if is_complete(experiment, seed, manifest):
             context.progress.say(f"{experiment.run_name(seed)}: complete, nothing to train")
@@ -61,21 +61,6 @@ def train(context: Context, names: Sequence[str] = ()) -> None:
             f"found that {len(failed)} of {len(seeds)} seeds failed: {', '.join(failed)}; the reasons are above\n"
             "  run the same command to go on from their last states"
         )
-
-
-def choose_seeds(experiment: Experiment, names: Sequence[str]) -> list[str]:
-    """The seeds to work on, in config order.
-
-    Raises:
-        ConfigError: names the seeds that exist.
-    """
-    unknown = [name for name in names if name not in experiment.seeds]
-    if unknown:
-        raise ConfigError(
-            f"--seed: found {', '.join(unknown)}, expected seeds of {experiment.name}: {', '.join(experiment.seeds)}; "
-            "name one of these"
-        )
-    return [seed for seed in experiment.seeds if not names or seed in names]
 
 
 def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:

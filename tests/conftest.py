@@ -7,14 +7,18 @@ import multiprocessing
 import shutil
 from multiprocessing.context import ForkContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from corpora import experiment, json_lines, texts, write_corpus
 from hypothesis import settings
 
-from mistral.config import Experiment
+from mistral.config import Experiment, load_experiment
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
+
+if TYPE_CHECKING:
+    from recorded import Trained
 
 # The suite gives one answer for one commit, however loaded the machine is; the search for new examples is asked for:
 # pytest --hypothesis-profile=search
@@ -114,3 +118,13 @@ def corpus(tmp_path: Path) -> Experiment:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines(documents[150:300])))
     write_corpus(tmp_path, documents[300:])
     return experiment(tmp_path)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, manifest: Manifest, small_tokenizer: Path) -> "Trained":
+    """A workspace with a sealed dataset, in which runs can be recorded without the cost of training them."""
+    from recorded import CONFIG, Trained, seal_dataset  # torch is loaded only where it is needed
+
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    loaded = load_experiment(str(tmp_path / "tiny.yaml"))
+    return Trained(loaded, manifest, seal_dataset(manifest, loaded.data.dataset_name(), small_tokenizer))

@@ -113,7 +113,7 @@ def test_an_unknown_key_names_the_valid_ones_and_the_near_miss(load):
     assert problem.startswith("training.learningrate: found an unknown key, expected one of adam_beta1, ")
     assert problem.endswith("; did you mean learning_rate?")
     [problem] = problems_of(load, changed(optimizer={}))
-    assert "expected one of checkpoints, data, evaluation, export, model, name, seeds, training" in problem
+    assert "expected one of checkpoints, data, evaluation, export, folder, model, name, seeds, training" in problem
     assert problem.endswith("; remove it")
 
 
@@ -368,6 +368,15 @@ def test_a_seed_is_one_number_or_three(load):
     assert experiment.run_name("three") == "three-tiny-x1-2-3"
 
 
+def test_chosen_seeds_keep_the_order_of_the_config(load):
+    experiment = load(VALID)
+    assert experiment.choose_seeds() == ["alias", "battlestar"]
+    assert experiment.choose_seeds(["battlestar", "alias", "battlestar"]) == ["alias", "battlestar"]
+    assert experiment.choose_seeds(["battlestar"]) == ["battlestar"]
+    with pytest.raises(ConfigError, match="found nobody, expected seeds of tiny: alias, battlestar; name one"):
+        experiment.choose_seeds(["alias", "nobody"])
+
+
 def test_an_experiment_needs_a_seed(load):
     [problem] = problems_of(load, changed(seeds={}))
     assert problem.startswith("seeds: found {}, expected at least one entry")
@@ -405,6 +414,24 @@ def test_a_relative_name_of_the_file_is_no_different(load, tmp_path, monkeypatch
     experiment = load_experiment("tiny.yaml")
     monkeypatch.chdir("/")
     assert experiment.path("a.txt") == tmp_path / "a.txt"
+
+
+def test_the_kept_config_names_the_same_files_and_the_same_dataset_from_where_it_lies(load, tmp_path):
+    experiment = load(changed(data__tokenizer="tokenizer"))
+    kept = tmp_path / "elsewhere" / "config.yaml"
+    kept.parent.mkdir()
+    kept.write_text(to_yaml(experiment))
+    again = load_experiment(str(kept))
+    assert again.path("*.txt") == experiment.path("*.txt") == tmp_path / "*.txt"
+    assert again.data.dataset_name() == experiment.data.dataset_name()
+    assert again.frozen_sections("alias") == experiment.frozen_sections("alias")
+    assert to_yaml(again) == kept.read_text()
+
+
+def test_the_folder_of_relative_paths_can_be_given(load, tmp_path):
+    assert load(changed(folder="corpora/plays")).path("a.txt") == tmp_path / "corpora" / "plays" / "a.txt"
+    assert load(changed(folder="/data")).path("a.txt") == Path("/data/a.txt")
+    assert load(VALID, "folder=/data").frozen_sections("alias") == load(VALID).frozen_sections("alias")
 
 
 # --- finding files ------------------------------------------------------------------------------------------------
@@ -525,7 +552,8 @@ def test_a_schedule_far_beyond_the_last_step_costs_nothing():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_resolved_config_reads_back_as_the_same_experiment(load, path):
     experiment = load_experiment(str(path), ("training.max_steps=4242", "training.warmup_steps=0"))
-    assert load(to_yaml(experiment)).model_dump() == experiment.model_dump()
+    folder = str(path.parent)
+    assert load(to_yaml(experiment)).model_dump() == experiment.model_dump() | {"folder": folder}
 
 
 @example("\x85")  # PyYAML folds it into a space unless it is escaped

@@ -1,4 +1,4 @@
-"""The promises of corpus.py, readers.py, packing.py and detokenize.py: every document once, or a clear refusal."""
+"""The promises of corpus.py, readers.py and packing.py: every document once, or a clear refusal."""
 
 import gzip
 import hashlib
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from mistral.config import Experiment, load_experiment
 from mistral.corpus import Piece, Plan, SourceFile, plan_units
-from mistral.detokenize import detokenize_wikitext
 from mistral.documents import Bad
 from mistral.errors import DataError
 from mistral.readers import read_piece
@@ -314,7 +313,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path):
             read(one)
 
 
-# --- split and detokenizer --------------------------------------------------------------------------------------
+# --- split ------------------------------------------------------------------------------------------------------
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.floats(0, 1, exclude_max=True))
@@ -322,23 +321,3 @@ def test_the_split_is_the_documented_function_of_the_text(text, fraction):
     raw = text.encode()
     number = int(hashlib.sha256(raw).hexdigest()[:16], 16)
     assert belongs_to_validation(hashlib.sha256(raw).digest(), fraction) == (number / 2**64 < fraction)
-
-
-@pytest.mark.parametrize(
-    ("tokenized", "plain"),
-    [
-        ("1 @,@ 000 @.@ 5 and well @-@ known", "1,000.5 and well-known"),
-        ("one , two ; three : four ! five ? six . seven", "one, two; three: four! five? six. seven"),
-        ("( a ) [ b ] { c }", "(a) [b] {c}"),
-        ('he said " well done " twice', 'he said "well done" twice'),
-        ("a ' quoted ' word", "a 'quoted' word"),
-        ("the ship 's crew", "the ship's crew"),
-        ("players ' union", "players' union"),
-        ("= = Early life = =", "== Early life =="),
-        ("= = = Youth = = =", "=== Youth ==="),
-        ("25 ° C", "25°C"),
-        (" = Title = \n text \n", " = Title =\ntext\n"),
-    ],
-)
-def test_wikitext_reads_as_people_write(tokenized, plain):
-    assert detokenize_wikitext(tokenized) == plain

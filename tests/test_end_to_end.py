@@ -13,9 +13,14 @@ import pytest
 
 
 def start(
-    folder: Path, command: str, *arguments: str, workspace: str = "workspace", ranks: int = 1
+    folder: Path,
+    command: str,
+    *arguments: str,
+    workspace: str = "workspace",
+    ranks: int = 1,
+    experiment: str = "tiny.yaml",
 ) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline.cli", command, str(folder / "tiny.yaml"), *arguments]
+    line = [sys.executable, "-m", "pipeline.cli", command, str(folder / experiment), *arguments]
     line += ["--workspace", str(folder / workspace)]
     if command != "verify":
         line += ["--cluster", str(folder / f"ranks{ranks}.yaml")]
@@ -91,6 +96,8 @@ def test_the_whole_line_survives_kills_with_the_same_bits(tiny):
     before = snapshot(tiny / "workspace")
     run(tiny, "run")
     assert snapshot(tiny / "workspace") == before, "a run with nothing to do changes no file"
+    run(tiny, "run", experiment="workspace/runs/alias-tiny-x21/config.yaml")
+    assert snapshot(tiny / "workspace") == before, "the config that a run keeps is that of the same run"
 
     output, _ = run(tiny, "verify")
     assert "no problems" in output

@@ -7,9 +7,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from recorded import flip_a_bit
 from test_end_to_end import metrics_of, run, snapshot
 from test_evaluation import experiment
-from test_export import flip_a_bit, trained  # noqa: F401  a fixture
 
 from mistral.config import Experiment, load_cluster, load_experiment
 from mistral.engine import Ranks
@@ -26,8 +26,6 @@ from pipeline.evaluate import EvaluateSummary, Row, evaluate
 from pipeline.preprocess import PreprocessSummary, preprocess
 from pipeline.train import dataset_record
 from pipeline.verify import verify
-
-# ruff: noqa: F811  pytest's way of asking for a fixture
 
 
 def prepare(folder: Path, one: Experiment, name: str = "workspace", **options) -> PreprocessSummary:

@@ -3,13 +3,10 @@
 import json
 
 import pytest
-from test_export import trained  # noqa: F401  a fixture
 
 from mistral.lease import acquire
 from mistral.manifest import Manifest
 from pipeline.status import last_step, owner_of, status
-
-# ruff: noqa: F811  pytest's way of asking for a fixture
 
 
 def log(trained, run: str, steps: int, rest: str = "") -> None:

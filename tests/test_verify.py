@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_export import STEPS, Trained, flip_a_bit, trained  # noqa: F401  a fixture
+from recorded import STEPS, Trained, flip_a_bit
 
 from mistral.config import load_experiment
 from mistral.files import canonical_json, sha256_of
@@ -12,8 +12,6 @@ from mistral.manifest import FileEntry, make_record
 from mistral.progress import Silent
 from mistral.workspace import step_name
 from pipeline.verify import VerifyReport, verify
-
-# ruff: noqa: F811  pytest's way of asking for a fixture
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""Progress is a bar on a terminal and a plain line now and then elsewhere; both tell the same."""
+
+import contextlib
+import io
+import os
+import pty
+import re
+import time
+
+import pytest
+
+from pipeline import reporter
+from pipeline.reporter import Reporter
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A monotonic clock that the test moves."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def lines(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def terminal():
+    """Draws on a real pseudo-terminal, and hands back what it showed."""
+    master, slave = pty.openpty()
+
+    def shown(draw) -> str:
+        with os.fdopen(slave, "w", encoding="utf-8") as stream:
+            draw(Reporter(stream))
+        parts = []
+        with contextlib.suppress(OSError):  # EIO: the other end is closed and everything was read
+            while part := os.read(master, 4096):
+                parts.append(part)
+        return b"".join(parts).decode().replace("\r\n", "\n")
+
+    yield shown
+    os.close(master)
+
+
+def test_elsewhere_a_line_every_30_seconds(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("train alias", 100, "steps")
+    for _ in range(90):
+        clock.now += 1
+        progress.advance(1, loss=3.25)
+    assert lines(stream) == [
+        "train alias: 0 of 100 steps",
+        "train alias: 30 of 100 steps, 1 steps/s, loss 3.25, 70 s left",
+        "train alias: 60 of 100 steps, 1 steps/s, loss 3.25, 40 s left",
+        "train alias: 90 of 100 steps, 1 steps/s, loss 3.25, 10 s left",
+    ]
+    clock.now += 5
+    progress.advance(10, loss=2.5)
+    progress.finish()
+    assert lines(stream)[4:] == ["train alias: 100 of 100 steps, 1.05 steps/s, loss 2.5"]
+
+
+def test_what_was_found_finished_is_not_counted_as_speed(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("export", 100, "checkpoints", done=90)
+    clock.now += 30
+    progress.advance(3)
+    assert lines(stream) == [
+        "export: 90 of 100 checkpoints",
+        "export: 93 of 100 checkpoints, 0.1 checkpoints/s, 70 s left",
+    ]
+
+
+def test_pieces_of_work_follow_each_other_and_share_nothing(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("one", 2, "units")
+    clock.now += 40
+    progress.advance(2, loss=1.0)
+    progress.finish()
+    progress.start("two", 2, "units")
+    clock.now += 40
+    progress.advance()
+    progress.say("a word")
+    progress.finish()
+    progress.finish()
+    assert [line for line in lines(stream) if line.startswith("two")] == [
+        "two: 0 of 2 units",
+        "two: 1 of 2 units, 0.025 units/s, 40 s left",
+        "two: 1 of 2 units, 0.025 units/s, 40 s left",
+    ]
+    assert "a word" in lines(stream)
+
+
+def test_work_that_ends_at_once_is_told(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("verify", 1, "MB")
+    progress.finish()
+    assert lines(stream) == ["verify: 0 of 1 MB", "verify: 0 of 1 MB, 0 MB/s"]
+
+
+def test_lines_are_shown_at_once(tmp_path):
+    path = tmp_path / "log"
+    with path.open("w") as stream:  # buffered, as stderr of a job may be
+        Reporter(stream).say("saved")
+        assert path.read_text() == "saved\n"
+
+
+def test_progress_goes_to_stderr_and_results_alone_to_stdout(capsys):
+    progress = Reporter()
+    progress.start("train", 1, "steps")
+    progress.advance()
+    progress.finish()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 2
+
+
+def test_a_terminal_shows_a_bar_with_facts_and_a_word_stands_on_its_own_line(terminal):
+    def draw(progress: Reporter) -> None:
+        progress.start("train alias", 10, "steps", done=4)
+        for _ in range(3):
+            time.sleep(0.11)  # tqdm draws ten times a second
+            progress.advance(1, loss=3.14159)
+        progress.say("saved a state")
+        progress.advance(3, loss=2.0)
+        progress.finish()
+        progress.say("the end")
+
+    screen = terminal(draw)
+    bars = re.findall(r"train alias: +(\d+)%\|[^|]*\| (\d+)/10 \[([^\]]*)\]", screen)
+    assert bars[0][:2] == ("40", "4")
+    assert any(done == "6" and "loss=3.142" in facts for _, done, facts in bars)
+    assert bars[-1][:2] == ("100", "10")
+    assert "loss=2" in bars[-1][2]
+    assert "\rsaved a state\n" in screen
+    assert screen.endswith("\nthe end\n")
+
+
+def test_each_piece_of_work_leaves_one_bar(terminal):
+    def draw(progress: Reporter) -> None:
+        for name in ("train", "export"):
+            progress.start(name, 10, "units")
+            progress.advance(5)
+            progress.finish()
+            progress.finish()
+
+    *lines, rest = terminal(draw).split("\n")
+    assert rest == ""
+    left = [line.rpartition("\r")[2] for line in lines]
+    assert [re.sub(r"%\|.*\|", "%", line).split(" [")[0] for line in left] == ["train:  50% 5/10", "export:  50% 5/10"]
