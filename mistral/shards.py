@@ -4,6 +4,8 @@
 int64, counted within the shard. docs/formats.md has the whole format.
 """
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +144,7 @@ class TokenStream:
     seq_len: int
 
     def __post_init__(self) -> None:
-        self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+        self._ends = list(itertools.accumulate(shard.tokens for shard in self.shards))
         self._maps: dict[int, Tokens] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -150,7 +152,7 @@ class TokenStream:
 
     def __len__(self) -> int:
         """Number of whole sequences."""
-        return int(self._ends[-1]) // self.seq_len if len(self._ends) else 0
+        return self._ends[-1] // self.seq_len if self._ends else 0
 
     def read(self, numbers: Int64) -> Int64:
         """Read sequences by number.
@@ -162,21 +164,18 @@ class TokenStream:
             (n, seq_len) int64.
         """
         rows = np.empty((len(numbers), self.seq_len), dtype=np.int64)
-        starts = numbers * self.seq_len
-        first = np.searchsorted(self._ends, starts, side="right")
-        for row, start, shard in zip(rows, starts.tolist(), first.tolist(), strict=True):
-            self._fill(row, start, shard)
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            self._fill(row, number * self.seq_len)
         return rows
 
-    def _fill(self, row: Int64, start: int, shard: int) -> None:
-        filled = 0
-        while filled < self.seq_len:
-            shard_start = int(self._ends[shard]) - self.shards[shard].tokens
-            within = start + filled - shard_start
-            piece = self._map(shard)[within : within + self.seq_len - filled]
-            row[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            shard += 1
+    def _fill(self, row: Int64, start: int) -> None:
+        """Copy the tokens from `start` of the stream on into a row, shard by shard."""
+        shard = bisect_right(self._ends, start)
+        within = start - self._ends[shard] + self.shards[shard].tokens
+        while len(row):
+            piece = self._map(shard)[within : within + len(row)]
+            row[: len(piece)] = piece
+            row, shard, within = row[len(piece) :], shard + 1, 0
 
     def _map(self, shard: int) -> Tokens:
         if shard not in self._maps:
