@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerFast
 
@@ -46,7 +45,7 @@ def main(corpus: Path, output: Path, cores: int, tokenizer: Path) -> int:
     with multiprocessing.Pool(cores, initializer=load, initargs=(str(tokenizer),)) as pool:
         builder = IndexedDatasetBuilder(str(output / "text.bin"), dtype=DType.optimal_dtype(vocabulary))
         for ids in pool.imap(encode, lines(corpus), CHUNK):
-            builder.add_document(np.asarray(ids), [len(ids)])
+            builder.add_document(ids, [len(ids)])
             tokens += len(ids)
         builder.finalize(str(output / "text.idx"))
         pool.close()
