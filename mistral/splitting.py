@@ -13,6 +13,10 @@ from mistral.errors import DataError
 from mistral.readers import read_blocks
 
 SPLITS = ("train", "validation")
+# hashlib gives up the interpreter's lock for this many bytes or more, and waits up to 5 ms to get it back where other
+# threads want it too. Documents below LONG_BYTES take microseconds to hash, so they are hashed in smaller parts.
+UNLOCKED_BYTES = 2048
+LONG_BYTES = 1 << 20
 
 
 @dataclass
@@ -60,7 +64,12 @@ def split_block(data: Data, piece: Piece, block: Block) -> SplitBlock:
 def _digest_and_size(document: str | Ids) -> tuple[bytes, int]:
     """sha256 and length of a text's UTF-8 form, or of ids as little-endian uint32."""
     raw = document.encode("utf-8") if isinstance(document, str) else document.astype("<u4").tobytes()
-    return hashlib.sha256(raw).digest(), len(raw)
+    if not UNLOCKED_BYTES <= len(raw) <= LONG_BYTES:
+        return hashlib.sha256(raw).digest(), len(raw)
+    digest = hashlib.sha256()
+    for start in range(0, len(raw), UNLOCKED_BYTES - 1):
+        digest.update(raw[start : start + UNLOCKED_BYTES - 1])
+    return digest.digest(), len(raw)
 
 
 def belongs_to_validation(digest: bytes, fraction: float) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mistral.config import Experiment, TrainedTokenizer
 from mistral.errors import DataError
 from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
@@ -131,14 +133,17 @@ def _downloaded_gpt2() -> tuple[Path, Path]:
 def write_gpt2(folder: Path, encoder: Path, merges: Path) -> None:
     """GPT-2's tokenizer from its two original files, token -> id and the merges in order, as transformers saves it.
 
-    Built by the tokenizers library alone: transformers takes seconds to import, on every task of an array.
+    transformers takes seconds to import, on every task of an array; so the file is put together here.
     """
     from tokenizers import models
 
-    vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
+    vocabulary = msgspec.json.decode(encoder.read_bytes(), type=dict[str, int])
     lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # after the line with the version
-    pairs = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
-    _save(_like_gpt2(models.BPE(vocab=vocabulary, merges=pairs, **NO_AFFIXES)), folder)
+    body = msgspec.json.decode(_like_gpt2(models.BPE(**NO_AFFIXES)).to_str())
+    body["added_tokens"][0]["id"] = vocabulary[END_OF_TEXT]
+    body["model"]["vocab"] = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    body["model"]["merges"] = [line.split(" ") for line in lines if line]
+    _save(msgspec.json.format(msgspec.json.encode(body), indent=2), folder)
 
 
 def train_tokenizer(folder: Path, texts: Iterator[list[str]], vocab_size: int) -> None:
@@ -162,7 +167,7 @@ def train_tokenizer(folder: Path, texts: Iterator[list[str]], vocab_size: int) -
             f"data.tokenizer.train.vocab_size: found text for {found:,} tokens, expected {vocab_size:,}\n"
             "  lower vocab_size, raise data.tokenizer.train.megabytes, or give it more text"
         )
-    _save(tokenizer, folder)
+    _save(tokenizer.to_str(pretty=True).encode("utf-8"), folder)
 
 
 def _like_gpt2(model: Any) -> Any:
@@ -177,7 +182,7 @@ def _like_gpt2(model: Any) -> Any:
     return tokenizer
 
 
-def _save(tokenizer: Any, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+def _save(body: bytes, folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(body)
     text = json.dumps(GPT2_CONFIG, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
