@@ -153,6 +153,7 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     device = engine.connect(ranks, training, stage.gpus_per_node > 0)
     run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
     try:
+        run.check_dataset()
         if ranks.rank == 0:
             with owned(run, options) as ownership:
                 train_run(run, ownership, Hooks(stop, context.progress))
