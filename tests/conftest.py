@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from corpora import experiment, json_lines, texts, write_corpus
 from hypothesis import settings
+from vocabulary import train_tokenizer
 
 from mistral.config import Experiment, load_experiment
 from mistral.manifest import Manifest
@@ -82,24 +83,7 @@ def plays() -> list[str]:
 @pytest.fixture(scope="session")
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory, plays: list[str]) -> Path:
     """A folder with a byte-level BPE of 512 tokens, so that models are small."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(plays, trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    return folder
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"), plays)
 
 
 @pytest.fixture
