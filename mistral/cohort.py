@@ -56,10 +56,12 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
 
     Raises:
         ConfigError: the frozen config changed, or a sibling differs; shows the difference.
+        ManifestError: the dataset is not the one that the run began with.
     """
     earlier = manifest.find("train", (run, "begin"))
     if earlier is not None:
         refuse_changes(earlier, facts["frozen"])
+        _refuse_other_data(earlier, facts["cohort"]["data"])
         return earlier
     drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
     if drift and not allow_drift:
@@ -87,6 +89,15 @@ def refuse_changes(earlier: Record, frozen: dict[str, Any]) -> None:
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+
+
+def _refuse_other_data(earlier: Record, dataset: str) -> None:
+    if earlier.inputs["dataset"] != dataset:
+        raise ManifestError(
+            f"{earlier.key[0]}: found the dataset {dataset[:12]}, expected {earlier.inputs['dataset'][:12]}, with "
+            "which the run began: the corpus was preprocessed again and came out differently\n"
+            "  restore the former dataset and its records, or give the experiment another name"
+        )
 
 
 @dataclass(frozen=True)

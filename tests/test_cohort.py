@@ -9,8 +9,8 @@ from mistral.errors import ConfigError, ManifestError
 NUMERICS = {"world_size": 1, "zero_stage": 1, "threads": 1}
 
 
-def facts(seed: str, numerics=NUMERICS, overrides=()):
-    return begin_facts(load_experiment("quickstart", overrides), seed, "d" * 64, numerics)
+def facts(seed: str, numerics=NUMERICS, overrides=(), dataset="d" * 64):
+    return begin_facts(load_experiment("quickstart", overrides), seed, dataset, numerics)
 
 
 def test_a_sibling_with_other_numerics_is_refused_or_recorded(manifest):
@@ -27,6 +27,13 @@ def test_a_changed_frozen_key_is_refused_with_the_difference_and_a_free_one_is_n
     begin(manifest, "a", facts("alias", overrides=("training.logging_steps=1",)), [], allow_drift=False)
     with pytest.raises(ConfigError, match=r"training\.learning_rate: was 0\.003, is 0\.1"):
         begin(manifest, "a", facts("alias", overrides=("training.learning_rate=0.1",)), [], allow_drift=False)
+
+
+def test_a_dataset_that_came_out_differently_is_refused(manifest):
+    begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    for allow_drift in (False, True):
+        with pytest.raises(ManifestError, match=r"found the dataset eeeeeeeeeeee, expected dddddddddddd(.|\n)*restore"):
+            begin(manifest, "a", facts("alias", dataset="e" * 64), [], allow_drift)
 
 
 def test_a_resume_on_other_numerics_is_recorded_once(manifest):
