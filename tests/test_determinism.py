@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mistral.progress import Silent
 from mistral.workspace import step_name
+from pipeline.export import export
 from pipeline.verify import verify
 
 # Each value of a column meets each value of every other column in some row.
@@ -182,13 +183,13 @@ def test_a_state_of_two_ranks_goes_on_with_one_or_four(laboratory, stopped_by_tw
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     assert found[:6] == expected[:6], "five steps and an evaluation before the stop"
     for a, b in zip(expected[6:], found[6:], strict=True):
-        if "loss" in a:  # measured: below 2e-7 relative, 6e-6 for the norm
-            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+        if "loss" in a:  # measured: below 5e-8 relative, 2e-7 for the norm
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
     assert batches_of(case) == batches_of(whole)[5:]
     for path in whole.workspace.weights(whole.run_name, 12).glob("*.safetensors"):
         a, b = load_file(path), load_file(case.workspace.weights(case.run_name, 12) / path.name)
-        assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-4) for key in a)
+        assert all(torch.allclose(a[key], b[key], rtol=0, atol=5e-5) for key in a)  # measured: below 6e-6
     check_drift(case, ranks)
 
 
@@ -238,3 +239,6 @@ def test_steps_done_again_after_a_drift_keep_their_record_or_stop_the_run(labora
     case.manifest.remove("train", (case.run_name, "weights", step_name(8)))
     alone.train()
     assert verify(case.workspace, Silent()).problems == []
+    export(case.experiment, case.workspace, Silent(), seeds=["alias"], steps=[4, 8])
+    cards = [(case.workspace.export(case.run_name, step) / "README.md").read_text() for step in (4, 8)]
+    assert ["went on with other software or hardware" in card for card in cards] == [False, True]
