@@ -300,7 +300,21 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
 
 
 def main() -> NoReturn:
-    """Entry point: maps outcomes to exit codes."""
+    """Entry point."""
+    try:
+        call()
+    except SystemExit as end:
+        if "deepspeed" in sys.modules and isinstance(end.code, int):
+            # A process that has trained ends here: threads of its process group outlive the interpreter, and one that
+            # asks for it while it is taken down aborts the process (seen on a loaded machine, exit code -6).
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
+
+
+def call() -> NoReturn:
+    """Run the command; maps outcomes to exit codes."""
     from pipeline.local import die_with_parent, stop_on_sigterm
 
     die_with_parent()
