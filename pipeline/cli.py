@@ -301,23 +301,20 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
 
 def main() -> NoReturn:
     """Entry point."""
+    from pipeline.local import die_with_parent, end_if_trained
+
+    die_with_parent()
     try:
         call()
     except SystemExit as end:
-        if "deepspeed" in sys.modules and isinstance(end.code, int):
-            # A process that has trained ends here: threads of its process group outlive the interpreter, and one that
-            # asks for it while it is taken down aborts the process (seen on a loaded machine, exit code -6).
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.code)
+        end_if_trained(end.code)
         raise
 
 
 def call() -> NoReturn:
     """Run the command; maps outcomes to exit codes."""
-    from pipeline.local import die_with_parent, stop_on_sigterm
+    from pipeline.local import stop_on_sigterm
 
-    die_with_parent()
     stop_on_sigterm()
     debug = "--debug" in sys.argv
     try:
