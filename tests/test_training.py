@@ -114,6 +114,10 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def hashes(run: Run, kind: str, step: int) -> list[str]:
+    return [entry.sha256 for entry in run.manifest.get("train", (run.name, kind, step_name(step)), "").files]
+
+
 def test_a_damaged_state_is_told_and_the_one_before_is_taken(make_run):
     run = make_run()
     with pytest.raises(Stopped):
@@ -124,6 +128,10 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(make_run):
     assert "found sha256" in said[0]
     assert said[1:] == ["alias-tiny-x21: going on from step 6"]
     assert steps_of(run) == list(range(1, 13))
+    undisturbed = make_run("name=other")
+    train(undisturbed)
+    for kind in ("weights", "state"):
+        assert hashes(run, kind, 12) == hashes(undisturbed, kind, 12)
 
 
 def test_without_a_whole_state_it_starts_again_from_zero_and_says_so(make_run):
