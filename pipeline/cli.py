@@ -12,6 +12,7 @@ import click
 
 from mistral import __version__
 from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
 from pipeline.options import (
     Command,
     debug_option,
@@ -299,22 +300,10 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
     sys.exit(code)
 
 
+@EndsAtOnce()
 def main() -> NoReturn:
-    """Entry point."""
-    from pipeline.local import die_with_parent, end_if_trained
-
+    """Entry point: maps outcomes to exit codes."""
     die_with_parent()
-    try:
-        call()
-    except SystemExit as end:
-        end_if_trained(end.code)
-        raise
-
-
-def call() -> NoReturn:
-    """Run the command; maps outcomes to exit codes."""
-    from pipeline.local import stop_on_sigterm
-
     stop_on_sigterm()
     debug = "--debug" in sys.argv
     try:
