@@ -10,7 +10,7 @@ committed after all scheduled weights up to S. A folder without a record is rubb
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from mistral.errors import CheckpointError
 from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
 from mistral.lease import Lease
-from mistral.manifest import FileEntry, Manifest, Record, make_record
+from mistral.manifest import FileEntry, Manifest, Record, difference, make_record
 from mistral.workspace import step_name, step_number
 
 log = logging.getLogger(__name__)
@@ -91,15 +91,19 @@ class _Write:
 class Checkpoints:
     """Writes the checkpoints of one run; held by the owner of the run's lease."""
 
-    def __init__(self, manifest: Manifest, run: str, config: str, dataset: str, lease: Lease) -> None:
+    def __init__(
+        self, manifest: Manifest, run: str, config: str, dataset: str, lease: Lease, *, drift: str | None = None
+    ) -> None:
         """Args:
         manifest: where records go.
         run: the run's name.
         config: digest of the run's frozen config.
         dataset: content digest of its dataset.
         lease: checked before each commit.
+        drift: content digest of the last change of software or hardware, if there was one.
         """
         self._manifest, self._run, self._config, self._dataset, self._lease = manifest, run, config, dataset, lease
+        self._drift = drift
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._pending: list[Future[None]] = []
 
@@ -159,7 +163,7 @@ class Checkpoints:
         remove_folder(self._manifest.workspace.state(self._run, step))
 
     def remove_rubbish(self) -> None:
-        """Remove what interrupted writes left behind: folders without a record."""
+        """Remove what interrupted writes left behind: folders without a record, and temporary files."""
         self._lease.check()
         for kind, name in (("weights", "checkpoints"), ("state", "state")):
             parent = self._manifest.workspace.run(self._run) / name
@@ -168,6 +172,14 @@ class Checkpoints:
                 if folder.name not in recorded and (STEP.match(folder.name) or folder.name.endswith(".tmp")):
                     log.info("removed unfinished %s", folder)
                     remove_folder(folder)
+        for path in self._temporary_files():
+            path.unlink(missing_ok=True)
+
+    def _temporary_files(self) -> Iterator[Path]:
+        for path in self._manifest.workspace.run(self._run).glob(".*.tmp"):
+            if not path.name.startswith(".lease-"):  # another process may be asking for the lease
+                yield path
+        yield from self._manifest.path("train", (self._run, "begin")).parent.rglob(".*.tmp")
 
     def _submit(self, job: "_Write") -> None:
         self._pending.append(self._writer.submit(self._commit, job))
@@ -186,14 +198,33 @@ class Checkpoints:
             kind, config = f"train/{job.kind}", self._config
             record = make_record(kind, key, config=config, inputs=inputs, files=files, facts=job.facts, **job.maker)
             self._lease.check()
-            if self._manifest.find("train", key) is None:
+            earlier = self._manifest.find("train", key)
+            if earlier is None:
                 remove_folder(job.folder)
                 temporary.rename(job.folder)
                 fsync_folder(job.folder.parent)
+            elif self._drift:
+                self._require_same_files(earlier, record)
+                return
             self._manifest.publish(record)
         finally:
             with suppress(OSError):
                 remove_folder(temporary)
+
+    def _require_same_files(self, earlier: Record, record: Record) -> None:
+        """After a drift, a step that is done again keeps its record if its bits are the same.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        if earlier.files != record.files:
+            name = "/".join(record.key)
+            raise CheckpointError(
+                f"{name}: found other bits than were recorded before software or hardware changed, expected the same:\n"
+                f"{difference(earlier, record)}\n"
+                "  go on with what the run was trained with before, or give up the recorded steps from this one on: "
+                f"remove manifest/train/{name}.json and later ones, and what was exported from them"
+            )
 
     def _durable(self, path: Path, folder: Path) -> FileEntry:
         fsync_file(path)
@@ -201,10 +232,10 @@ class Checkpoints:
         return FileEntry(self._manifest.workspace.relative(folder / path.name), entry.bytes, entry.sha256)
 
     def _inputs(self, kind: str, step: int) -> dict[str, str]:
-        """The dataset and, as `parent` (of weights) or `weights` (of a state), the last weights before."""
+        """The dataset; as `parent` (of weights) or `weights` (of a state) the last weights before; any drift."""
         names = self._manifest.names("train", (self._run, "weights"))
         before = [name for name in names if step_number(name) < step or (kind == "state" and step_number(name) == step)]
-        inputs = {"dataset": self._dataset}
+        inputs = {"dataset": self._dataset} | ({"drift": self._drift} if self._drift else {})
         if before:
             key = (self._run, "weights", before[-1])
             parent = self._manifest.get("train", key, "run verify")

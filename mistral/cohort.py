@@ -5,14 +5,16 @@ numerics. A sibling that differs is refused, and so is a resume with another con
 hardware is recorded, and ends the bitwise promise from there on.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from mistral.config import Experiment
-from mistral.errors import ConfigError
+from mistral.errors import ConfigError, ManifestError
 from mistral.files import digest_of
 from mistral.manifest import Manifest, Record, make_record
 from mistral.provenance import software
 
+CONDITIONS = ("software", "numerics")  # what may change between two attempts of a run
 ADVICE_FROZEN = (
     "model, data, training (but logging_steps) and the seed are frozen once a run has begun\n"
     "  set them back, or give the experiment another name"
@@ -54,10 +56,12 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
 
     Raises:
         ConfigError: the frozen config changed, or a sibling differs; shows the difference.
+        ManifestError: the dataset is not the one that the run began with.
     """
     earlier = manifest.find("train", (run, "begin"))
     if earlier is not None:
         refuse_changes(earlier, facts["frozen"])
+        _refuse_other_data(earlier, facts["cohort"]["data"])
         return earlier
     drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
     if drift and not allow_drift:
@@ -87,19 +91,65 @@ def refuse_changes(earlier: Record, frozen: dict[str, Any]) -> None:
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
 
 
-def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step: int) -> list[str]:
-    """Record that a run goes on with other software or hardware than it began with; returns the differences."""
+def _refuse_other_data(earlier: Record, dataset: str) -> None:
+    if earlier.inputs["dataset"] != dataset:
+        raise ManifestError(
+            f"{earlier.key[0]}: found the dataset {dataset[:12]}, expected {earlier.inputs['dataset'][:12]}, with "
+            "which the run began: the corpus was preprocessed again and came out differently\n"
+            "  restore the former dataset and its records, or give the experiment another name"
+        )
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How a run goes on: `content` of the last drift record that it descends from, None if it has none."""
+
+    content: str | None
+    changes: tuple[str, ...] = ()
+
+
+def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step: int, former: str | None) -> Drift:
+    """Record that a run goes on with other software or hardware than before.
+
+    The checkpoints that follow name this record among their inputs, and states hand it on.
+
+    Args:
+        manifest: the records.
+        begun: the run's beginning.
+        facts: what `begin_facts` gives now.
+        step: where the run goes on.
+        former: the drift that the state at `step` names.
+
+    Raises:
+        ManifestError: the record of the former drift is gone.
+    """
     run = begun.key[0]
-    now = {name: facts["cohort"][name] for name in ("software", "numerics")}
-    then = {name: begun.facts["cohort"][name] for name in now}
-    changes = differences(then, now)
-    if changes:
-        name = f"step-{step:08d}-{digest_of(now)[:8]}"
-        key = (run, "drift", name)
-        if manifest.find("train", key) is None:
-            facts = {"step": step, "changes": changes}
-            manifest.publish(make_record("train/drift", key, config=begun.config, inputs={}, files=[], facts=facts))
-    return changes
+    now = {name: facts["cohort"][name] for name in CONDITIONS}
+    then = find_drift(manifest, run, former).facts["now"] if former else begun.facts["cohort"]
+    changes = differences({name: then[name] for name in CONDITIONS}, now)
+    if not changes:
+        return Drift(former)
+    key = (run, "drift", f"step-{step:08d}-{digest_of(now)[:8]}")
+    inputs = {"begin": begun.content} | ({"drift": former} if former else {})
+    told = {"step": step, "changes": changes, "now": now}
+    record = manifest.publish(make_record("train/drift", key, config=begun.config, inputs=inputs, files=[], facts=told))
+    return Drift(record.content, tuple(changes))
+
+
+def find_drift(manifest: Manifest, run: str, content: str) -> Record:
+    """The record of a change of software or hardware.
+
+    Raises:
+        ManifestError: it is not there.
+    """
+    for name in manifest.names("train", (run, "drift")):
+        record = manifest.find("train", (run, "drift", name))
+        if record is not None and record.content == content:
+            return record
+    raise ManifestError(
+        f"{run}: found no record of the drift {content[:12]} under manifest/train/{run}/drift, expected the one that "
+        "its states name; restore it"
+    )
 
 
 def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:

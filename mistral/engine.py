@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mistral.config import Experiment, Training
-from mistral.errors import ConfigError, EnvironmentProblem
+from mistral.errors import EnvironmentProblem
 from mistral.model import decay_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -109,13 +109,8 @@ def deepspeed_config(training: Training, world_size: int) -> dict[str, Any]:
     """The DeepSpeed dict of a training section.
 
     Raises:
-        ConfigError: the ranks do not divide the global batch; fp16 without ZeRO.
+        ConfigError: the ranks do not divide the global batch.
     """
-    if training.precision == "fp16" and training.zero_stage == 0:
-        raise ConfigError(
-            "training.zero_stage: found 0 with precision fp16, expected 1, 2 or 3, whose fp32 weights can be saved; "
-            "set zero_stage to 1"
-        )
     config: dict[str, Any] = {
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
@@ -136,9 +131,9 @@ def deepspeed_config(training: Training, world_size: int) -> dict[str, Any]:
 def build_engine(network: Any, experiment: Experiment, world_size: int) -> Any:
     """A DeepSpeed engine around a network, with AdamW; nothing is compiled."""
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
 
-    __compatible_ops__["deepspeed_shm_comm"] = False  # would be built by a C++ compiler at the first start
+    # Left to itself DeepSpeed calls a C++ compiler at each start to find out what it could build, and builds it.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     training = experiment.training
     optimizer = torch.optim.AdamW(
         decay_groups(network, training.weight_decay),

@@ -108,9 +108,8 @@ def build_loop(run: Run, state: SavedState | None) -> Loop:
         engine.restore(deepspeed_engine, state.tensor, state.updates, state.loss_scale)
     elif deepspeed_engine.fp16_enabled():
         engine.set_masters(deepspeed_engine, weights.__getitem__)
-    stream = run.open_split("train")
-    batches = Batches(stream, seeds.data, experiment.training, run.ranks.rank, run.ranks.world_size)
-    validation = run.open_split("validation") if experiment.data.has_validation() else None
+    batches = Batches(run.streams["train"], seeds.data, experiment.training, run.ranks.rank, run.ranks.world_size)
+    validation = run.streams.get("validation")
     step = state.step if state else 0
     loop = Loop(run, deepspeed_engine, batches, validation, sets, config.to_json_string(use_diff=True), step)
     loop.logged_step = step

@@ -7,6 +7,7 @@ a machine decides stands under `timing` and `memory`; everything else is part of
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,16 +41,17 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        with storage_errors(self._path), ExitStack() as stack:
+            stack.callback(self._tensorboard.close)
+            stack.callback(self._file.close)  # writes once more what a full disk refused
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line."""
         with storage_errors(self._path):
             self._file.write(json.dumps(line).encode("utf-8") + b"\n")
             self._file.flush()
-        for name, value in _scalars(line):
-            self._tensorboard.add_scalar(name, value, line["step"])
+            for name, value in _scalars(line):
+                self._tensorboard.add_scalar(name, value, line["step"])
 
     def make_durable(self) -> None:
         """Wait until all lines are on the disk; comes before a state is committed."""

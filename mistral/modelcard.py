@@ -104,12 +104,19 @@ def _lineage(facts: CardFacts) -> str:
     rows = {"dataset": facts.dataset.content, "weights": facts.weights.content}
     if "parent" in facts.weights.inputs:
         rows["parent checkpoint"] = facts.weights.inputs["parent"]
+    if "drift" in facts.weights.inputs:
+        rows["change of software or hardware"] = facts.weights.inputs["drift"]
     return _table(rows)
 
 
 def _promise(facts: CardFacts) -> str:
     if not facts.experiment.training.deterministic:
         return "Trained without deterministic algorithms: another training gives close numbers, not the same bits."
+    if "drift" in facts.weights.inputs:
+        return (
+            "The run went on with other software or hardware than it began with: another training gives the same "
+            "batches in the same order, and close numbers, not the same bits."
+        )
     return (
         "The same config, data, software, hardware model, world size and threads give the same bits, also through "
         "interruptions; otherwise the same batches in the same order, and close numbers."

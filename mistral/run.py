@@ -1,6 +1,7 @@
 """experiment, seed, dataset, ranks -> one run: its name, its numerics, its streams, and the record of its end."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from mistral.engine import Ranks
 from mistral.files import write_bytes
 from mistral.manifest import Manifest, Record, make_record
 from mistral.metrics import read_metrics
+from mistral.provenance import hardware
 from mistral.shards import TokenStream
 from mistral.workspace import step_name
 
@@ -35,17 +37,30 @@ class Run:
 
     def numerics(self) -> dict[str, Any]:
         """What decides the bits besides config, data and software."""
-        hardware = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "world_size": self.ranks.world_size,
             "zero_stage": self.experiment.training.zero_stage,
             "threads": self.threads,
-            "device": hardware,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else hardware(),
             "deterministic": self.experiment.training.deterministic,
         }
 
-    def open_split(self, split: str) -> TokenStream:
-        """The sequences of a split."""
+    @cached_property
+    def streams(self) -> dict[str, TokenStream]:
+        """The sequences of each split that the experiment has; shards are checked when this is first asked for.
+
+        Raises:
+            ManifestError: a shard changed since it was recorded.
+            DataError: a split holds no whole sequence.
+        """
+        splits = ("train", "validation") if self.experiment.data.has_validation() else ("train",)
+        return {split: self._open(split) for split in splits}
+
+    def check_dataset(self) -> None:
+        """Refuse a damaged or empty dataset; comes before anything of the run is written. Raises as `streams` does."""
+        _ = self.streams
+
+    def _open(self, split: str) -> TokenStream:
         stream: TokenStream = open_split(self.manifest.workspace, self.dataset, split, self.experiment.seq_len)
         require_sequences(stream, split, self.dataset.key[0])
         return stream
@@ -53,9 +68,9 @@ class Run:
 
 def complete(run: Run) -> None:
     """Record that the run has reached its last step, when everything else of it is recorded."""
-    facts, manifest = summary(run), run.manifest
-    last = step_name(run.experiment.training.max_steps)
+    manifest, last = run.manifest, step_name(run.experiment.training.max_steps)
     weights = manifest.get("train", (run.name, "weights", last), "run train again")
+    facts = summary(run, weights)
     begun = manifest.get("train", (run.name, "begin"), "run train again")
     inputs = {"weights": weights.content}
     manifest.publish(
@@ -63,20 +78,21 @@ def complete(run: Run) -> None:
     )
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """The last losses of a run, its throughput, and the promise it can claim, from its metrics and records."""
+def summary(run: Run, weights: Record) -> dict[str, Any]:
+    """The last losses of a run, its throughput, and the promise it can claim, from its metrics and last weights."""
     lines = list(read_metrics(run.manifest.workspace.metrics(run.name)))
     steps = [line for line in lines if "loss" in line]
     evaluations = [line["evaluation"]["validation"] for line in lines if "validation" in line.get("evaluation", {})]
     rates = sorted(line["timing"]["tokens_per_second"] for line in steps)
-    drifted = bool(run.manifest.names("train", (run.name, "drift")))
     return {
         "steps": run.experiment.training.max_steps,
         "train_loss": steps[-1]["loss"],
         "validation_loss": evaluations[-1]["loss"] if evaluations else None,
         "perplexity": evaluations[-1]["perplexity"] if evaluations else None,
         "tokens_per_second": rates[len(rates) // 2],
-        "promise": "same bits" if run.experiment.training.deterministic and not drifted else "close numbers",
+        "promise": "same bits"
+        if run.experiment.training.deterministic and "drift" not in weights.inputs
+        else "close numbers",
     }
 
 

@@ -85,8 +85,16 @@ class Training(Section):
     logging_steps: Positive = 50
 
     def checks(self) -> tuple[Check, ...]:
-        """Micro batches fill the batch."""
-        return (self._uneven_batch,)
+        """Micro batches fill the batch; fp16 has fp32 weights to save."""
+        return (self._uneven_batch, self._fp16_without_zero)
+
+    def _fp16_without_zero(self) -> str | None:
+        if self.precision != "fp16" or self.zero_stage:
+            return None
+        return (
+            "training.zero_stage: found 0 with precision fp16, expected 1, 2 or 3, whose fp32 weights can be saved; "
+            "set zero_stage to 1"
+        )
 
     def _uneven_batch(self) -> str | None:
         try:

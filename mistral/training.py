@@ -1,5 +1,6 @@
 """run -> checkpoints and metrics: the training of one run on one rank, from its last state to its last step."""
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from mistral.metrics import Metrics
 from mistral.progress import Progress
 from mistral.run import Run, complete
 from mistral.schedule import learning_rate
-from mistral.workspace import step_number
+from mistral.workspace import step_name, step_number
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Hooks:
 class Keeper:
     """What rank 0 keeps of a run: its metrics and checkpoints. Other ranks have none."""
 
-    def __init__(self, run: Run, ownership: Ownership, step: int) -> None:
+    def __init__(self, run: Run, ownership: Ownership, step: int, drift: str | None) -> None:
         workspace = run.manifest.workspace
         self._stack = ExitStack()
-        self.checkpoints = self._stack.enter_context(open_checkpoints(run, ownership))
+        self.checkpoints = self._stack.enter_context(open_checkpoints(run, ownership, drift))
         tensorboard = workspace.run(run.name) / "tensorboard"
         self.metrics = self._stack.enter_context(Metrics(workspace.metrics(run.name), tensorboard, step))
 
@@ -60,9 +61,11 @@ class Keeper:
         self._stack.close()
 
 
-def open_checkpoints(run: Run, ownership: Ownership) -> Checkpoints:
+def open_checkpoints(run: Run, ownership: Ownership, drift: str | None = None) -> Checkpoints:
     """The writer of a run's checkpoints."""
-    return Checkpoints(run.manifest, run.name, ownership.begun.config, run.dataset.content, ownership.lease)
+    return Checkpoints(
+        run.manifest, run.name, ownership.begun.config, run.dataset.content, ownership.lease, drift=drift
+    )
 
 
 def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
@@ -84,11 +87,8 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
         drive(loop, None, hooks)
         leave_together(run)
         return
-    for change in record_drift(run.manifest, ownership.begun, ownership.facts, loop.step):
-        hooks.progress.say(
-            f"{run.name}: goes on with other software or hardware ({change}); recorded, same bits no more"
-        )
-    with Keeper(run, ownership, loop.step) as keeper:
+    drift = note_drift(run, ownership, state, hooks.progress)
+    with Keeper(run, ownership, loop.step, drift) as keeper:
         hooks.progress.start(f"train {run.name}", run.experiment.training.max_steps, "steps", loop.step)
         try:
             drive(loop, keeper, hooks)
@@ -97,6 +97,18 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
         keeper.checkpoints.wait()
         complete(run)
     leave_together(run)
+
+
+def note_drift(run: Run, ownership: Ownership, state: SavedState | None, progress: Progress) -> str | None:
+    """Record and tell that a run goes on with other software or hardware; the drift in force from here on, if any."""
+    former, step = None, state.step if state else 0
+    if state:
+        record = run.manifest.get("train", (run.name, "state", step_name(step)), "run the same command again")
+        former = record.inputs.get("drift")
+    drift = record_drift(run.manifest, ownership.begun, ownership.facts, step, former)
+    for change in drift.changes:
+        progress.say(f"{run.name}: goes on with other software or hardware ({change}); recorded, same bits no more")
+    return drift.content
 
 
 def leave_together(run: Run) -> None:
@@ -143,6 +155,9 @@ def drive(loop: Loop, keeper: Keeper | None, hooks: Hooks) -> None:
         loss, norm = loop.advance()
         due_by_time = keeper is not None and _minutes_since(saved_at) >= _resume_minutes(experiment)
         loss, stop, save = agree(loop, loss, hooks.stop_requested(), due_by_time)
+        require_finite(loop, "loss", loss)
+        if experiment.training.precision != "fp16":  # whose loss scale skips such steps
+            require_finite(loop, "gradient norm", norm)
         if keeper:
             log_step(loop, keeper, loss, norm)
             hooks.progress.advance(1, loss=loss)
@@ -159,23 +174,26 @@ def drive(loop: Loop, keeper: Keeper | None, hooks: Hooks) -> None:
 
 
 def agree(loop: Loop, loss: float, stop: bool, save: bool) -> tuple[float, bool, bool]:
-    """Mean loss over the ranks, and whether any of them wants to stop or to save; the same answer on every rank.
-
-    Raises:
-        NonFiniteLoss: the loss of this step is not a finite number.
-    """
+    """Mean loss over the ranks, and whether any of them wants to stop or to save; the same answer on every rank."""
     world_size = loop.run.ranks.world_size
     values = torch.tensor([loss, float(stop), float(save)], dtype=torch.float64)
     if world_size > 1:
         values = sum_over_ranks(values, loop.engine.device)
-    mean = float(values[0]) / world_size
-    if not torch.isfinite(values[0]):
+    return float(values[0]) / world_size, bool(values[1]), bool(values[2])
+
+
+def require_finite(loop: Loop, what: str, value: float) -> None:
+    """Stop a run that has diverged before it saves or publishes anything of it; `value` is the same on every rank.
+
+    Raises:
+        NonFiniteLoss: says what, where, and what to change.
+    """
+    if not math.isfinite(value):
         raise NonFiniteLoss(
-            f"{loop.run.name}: found loss {mean} at step {loop.step}, expected a finite number; nothing after the last "
-            "state was saved or will be published\n  lower training.learning_rate, lengthen warmup_steps, or use "
-            "precision bf16 or fp32, under another experiment name"
+            f"{loop.run.name}: found {what} {value} at step {loop.step}, expected a finite number; nothing of this "
+            "step was saved\n  lower training.learning_rate, lengthen warmup_steps, or use precision bf16 or fp32, "
+            "under another experiment name"
         )
-    return mean, bool(values[1]), bool(values[2])
 
 
 def _minutes_since(moment: float) -> float:
@@ -214,16 +232,25 @@ def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
         results["validation"] = evaluate(loop.engine, loop.validation, size, limit, loop.run.ranks)
     for windows in loop.evaluation_sets:
         results[windows.name] = measure(loop.engine, windows, size, loop.run.ranks)
+    for name, result in results.items():
+        require_finite(loop, f"{name} loss", result["loss"])
     if keeper and results:
         keeper.metrics.log({"step": loop.step, "evaluation": results})
     loop.started += time.monotonic() - start  # training's throughput does not count it
 
 
+def probe(loop: Loop) -> tuple[list[list[int]], float]:
+    """The probe's sequences and loss, which must be finite in whatever is saved. All ranks together."""
+    sequences = probe_sequences(loop.validation or loop.batches.stream)
+    loss = probe_loss(loop.engine, sequences)
+    require_finite(loop, "probe loss", loss)
+    return sequences, loss
+
+
 def save_weights(loop: Loop, keeper: Keeper | None) -> None:
     """Gather the weights on all ranks, and write them on rank 0 in the background."""
     start = time.monotonic()
-    sequences = probe_sequences(loop.validation or loop.batches.stream)
-    loss = probe_loss(loop.engine, sequences)
+    sequences, loss = probe(loop)
     tensors = engine.gather_weights(loop.engine, keep=keeper is not None)
     if keeper:
         facts = {"step": loop.step, "tokens": loop.tokens(), "probe": {"loss": loss, "sequences": sequences}}
@@ -236,6 +263,7 @@ def save_weights(loop: Loop, keeper: Keeper | None) -> None:
 def save_state(loop: Loop, keeper: Keeper | None) -> None:
     """Gather parameters and moments on all ranks, and write them on rank 0; old states go when it is committed."""
     start = time.monotonic()
+    probe(loop)
     weights = engine.gather_weights(loop.engine, keep=keeper is not None)
     moments = engine.gather_moments(loop.engine, keep=keeper is not None)
     numbers = {"updates": engine.optimizer_steps(loop.engine), "loss_scale": engine.loss_scale_state(loop.engine)}

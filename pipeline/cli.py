@@ -12,6 +12,7 @@ import click
 
 from mistral import __version__
 from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
 from pipeline.options import (
     Command,
     debug_option,
@@ -299,10 +300,9 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
     sys.exit(code)
 
 
+@EndsAtOnce()
 def main() -> NoReturn:
     """Entry point: maps outcomes to exit codes."""
-    from pipeline.local import die_with_parent, stop_on_sigterm
-
     die_with_parent()
     stop_on_sigterm()
     debug = "--debug" in sys.argv

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -142,6 +143,8 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     """Be one rank of a run, from connecting to the last step."""
     stop = local.StopFlag()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by their former names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from mistral import engine
     from mistral.run import Run
     from mistral.training import Hooks
@@ -153,6 +156,7 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     device = engine.connect(ranks, training, stage.gpus_per_node > 0)
     run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
     try:
+        run.check_dataset()
         if ranks.rank == 0:
             with owned(run, options) as ownership:
                 train_run(run, ownership, Hooks(stop, context.progress))

@@ -191,6 +191,10 @@ def check_lineage(audit: Audit, record: Record) -> None:
         _check_dataset(audit, record)
     elif record.kind in ("train/weights", "train/state"):
         _check_checkpoint(audit, record)
+        _check_drift(audit, record)
+    elif record.kind == "train/drift":
+        audit.expect(record, "begin", "train", (name, "begin"))
+        _check_drift(audit, record)
     elif record.kind == "train/complete":
         _check_run_of(audit, record)
         audit.expect(record, "weights", "train", (name, "weights", step_name(record.facts["steps"])))
@@ -238,6 +242,15 @@ def _check_checkpoint(audit: Audit, record: Record) -> None:
         audit.expect(record, parent, "train", (run, "weights", step_name(before[-1])))
     elif parent in record.inputs:
         audit.problems.append(f"{_place(record)}: the checkpoint that it descends from is not recorded")
+
+
+def _check_drift(audit: Audit, record: Record) -> None:
+    """A change of software or hardware that a record names is recorded."""
+    run, named = record.key[0], record.inputs.get("drift")
+    changes = {r.content for (stage, key), r in audit.records.items() if stage == "train" and key[:2] == (run, "drift")}
+    unreadable = any(key[:2] == (run, "drift") for _, key in audit.unreadable)
+    if named is not None and named not in changes and not unreadable:
+        audit.problems.append(f"{_place(record)}: its drift is {named[:12]}, which is not recorded")
 
 
 def check_runs(audit: Audit) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import shutil
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkContext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,18 @@ from typing import TYPE_CHECKING
 import pytest
 from corpora import experiment, json_lines, texts, write_corpus
 from hypothesis import settings
+from vocabulary import train_tokenizer
 
 from mistral.config import Experiment, load_experiment
 from mistral.manifest import Manifest
+from mistral.progress import Silent
 from mistral.workspace import Workspace
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most tests need no torch
+    import torch
     from recorded import Trained
+
+    from mistral.run import Run
 
 # The suite gives one answer for one commit, however loaded the machine is; the search for new examples is asked for:
 # pytest --hypothesis-profile=search
@@ -40,6 +46,8 @@ def fork() -> ForkContext:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # DeepSpeed still calls a collective of torch by its former name.
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.distributed.*is deprecated:FutureWarning")
     # pytest-xdist runs the tests beside a thread of its own; what the tests fork touches none of its locks.
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
@@ -75,39 +83,64 @@ def plays() -> list[str]:
 @pytest.fixture(scope="session")
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory, plays: list[str]) -> Path:
     """A folder with a byte-level BPE of 512 tokens, so that models are small."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(plays, trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    return folder
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"), plays)
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, plays: list[str], small_tokenizer: Path) -> Path:
     """A folder with tiny.yaml, its corpus and tokenizer, and cluster files of one and two ranks."""
-    corpus = tmp_path / "corpus"
+    return lay_out(tmp_path, plays, small_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory, plays: list[str], small_tokenizer: Path) -> Path:
+    """As `tiny`, with the dataset in `workspace`; shared, so tests copy the workspace before they train in it."""
+    from pipeline.preprocess import preprocess
+
+    folder = lay_out(tmp_path_factory.mktemp("packed"), plays, small_tokenizer)
+    preprocess(load_experiment(str(folder / "tiny.yaml")), Workspace(folder / "workspace"), Silent())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator["torch.device"]:
+    """The device of this process, which is the only rank of its process group."""
+    from mistral import engine
+
+    training = load_experiment("quickstart").training
+    engine.prepare_process(training, 1)
+    yield engine.connect(engine.Ranks(), training, needs_gpu=False)
+    engine.disconnect()
+
+
+@pytest.fixture
+def make_run(packed: Path, tmp_path: Path, device: "torch.device") -> Callable[..., "Run"]:
+    """Makes runs of the small experiment in a workspace of the test's own, of one rank, in this process."""
+    from mistral.engine import Ranks
+    from mistral.run import Run
+
+    shutil.copytree(packed / "workspace", tmp_path / "trained")
+    manifest = Manifest(Workspace(tmp_path / "trained"))
+
+    def make(*overrides: str, seed: str = "alias") -> Run:
+        experiment = load_experiment(str(packed / "tiny.yaml"), overrides)
+        dataset = manifest.get("preprocess", (experiment.data.dataset_name(), "dataset"), "")
+        return Run(experiment, seed, manifest, dataset, Ranks(), 1, device)
+
+    return make
+
+
+def lay_out(folder: Path, plays: list[str], small_tokenizer: Path) -> Path:
+    corpus = folder / "corpus"
     corpus.mkdir()
     for number in range(3):
         lines = [json.dumps({"text": text}) for text in plays[number::3]]
         (corpus / f"part-{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
-    (tmp_path / "tiny.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    shutil.copytree(small_tokenizer, folder / "tokenizer")
+    (folder / "tiny.yaml").write_text(EXPERIMENT, encoding="utf-8")
     for ranks in (1, 2):
-        (tmp_path / f"ranks{ranks}.yaml").write_text(CLUSTER % ranks, encoding="utf-8")
-    return tmp_path
+        (folder / f"ranks{ranks}.yaml").write_text(CLUSTER % ranks, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@
 
 import pytest
 
-from mistral.cohort import begin, begin_facts, differences, record_drift
+from mistral.cohort import Drift, begin, begin_facts, differences, find_drift, record_drift
 from mistral.config import load_experiment
-from mistral.errors import ConfigError
+from mistral.errors import ConfigError, ManifestError
 
 NUMERICS = {"world_size": 1, "zero_stage": 1, "threads": 1}
 
 
-def facts(seed: str, numerics=NUMERICS, overrides=()):
-    return begin_facts(load_experiment("quickstart", overrides), seed, "d" * 64, numerics)
+def facts(seed: str, numerics=NUMERICS, overrides=(), dataset="d" * 64):
+    return begin_facts(load_experiment("quickstart", overrides), seed, dataset, numerics)
 
 
 def test_a_sibling_with_other_numerics_is_refused_or_recorded(manifest):
@@ -29,12 +29,37 @@ def test_a_changed_frozen_key_is_refused_with_the_difference_and_a_free_one_is_n
         begin(manifest, "a", facts("alias", overrides=("training.learning_rate=0.1",)), [], allow_drift=False)
 
 
+def test_a_dataset_that_came_out_differently_is_refused(manifest):
+    begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    for allow_drift in (False, True):
+        with pytest.raises(ManifestError, match=r"found the dataset eeeeeeeeeeee, expected dddddddddddd(.|\n)*restore"):
+            begin(manifest, "a", facts("alias", dataset="e" * 64), [], allow_drift)
+
+
 def test_a_resume_on_other_numerics_is_recorded_once(manifest):
     begun = begin(manifest, "a", facts("alias"), [], allow_drift=False)
-    assert record_drift(manifest, begun, facts("alias"), 5) == []
-    for _ in range(2):
-        assert record_drift(manifest, begun, facts("alias", {**NUMERICS, "threads": 2}), 5)
-    assert len(manifest.names("train", ("a", "drift"))) == 1
+    assert record_drift(manifest, begun, facts("alias"), 5, None) == Drift(None)
+    assert manifest.names("train", ("a", "drift")) == []
+    other = facts("alias", {**NUMERICS, "threads": 2})
+    drift = record_drift(manifest, begun, other, 5, None)
+    assert drift.changes == ("numerics.threads: was 1, is 2",)
+    assert record_drift(manifest, begun, other, 5, None) == drift
+    [name] = manifest.names("train", ("a", "drift"))
+    record = manifest.get("train", ("a", "drift", name), "")
+    assert (record.content, record.inputs) == (drift.content, {"begin": begun.content})
+
+
+def test_a_resume_is_compared_with_what_its_state_was_made_with(manifest):
+    begun = begin(manifest, "a", facts("alias"), [], allow_drift=False)
+    other = facts("alias", {**NUMERICS, "threads": 2})
+    first = record_drift(manifest, begun, other, 5, None)
+    assert record_drift(manifest, begun, other, 10, first.content) == Drift(first.content), "nothing changed since"
+    back = record_drift(manifest, begun, facts("alias"), 10, first.content)
+    assert back.changes == ("numerics.threads: was 2, is 1",)
+    record = find_drift(manifest, "a", back.content)
+    assert record.inputs == {"begin": begun.content, "drift": first.content}
+    with pytest.raises(ManifestError, match=r"found no record of the drift ffffffffffff(.|\n)*restore it"):
+        record_drift(manifest, begun, other, 15, "f" * 64)
 
 
 def test_differences_name_each_leaf():

@@ -52,7 +52,7 @@ IMPORTS = {
     "mistral.provenance": "mistral",
     "mistral.randomness": "",
     "mistral.readers": "corpus datasections documents errors hubsource lines passthrough",
-    "mistral.run": "batches config dataset engine errors files manifest metrics shards workspace",
+    "mistral.run": "batches config dataset engine errors files manifest metrics provenance shards workspace",
     "mistral.schedule": "config",
     "mistral.section": "",
     "mistral.sections": "errors section",

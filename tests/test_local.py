@@ -41,6 +41,19 @@ def test_a_failed_rank_ends_the_others():
     assert time.monotonic() - start < 30
 
 
+def test_a_process_that_has_trained_ends_with_its_code_and_takes_no_interpreter_down(tmp_path):
+    script = (
+        "import atexit, sys\nfrom pipeline.cli import main\nsys.modules['deepspeed'] = sys\n"
+        "atexit.register(print, 'the interpreter was taken down')\n"
+        f"sys.argv = ['mistral-pipeline', 'verify', '--workspace', {str(tmp_path)!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "found no record" in done.stdout
+    assert "taken down" not in done.stdout
+
+
 def test_the_life_of_an_owner_is_seen():
     assert local.is_alive(local.process_owner()) is True
     with subprocess.Popen(["sleep", "60"]) as process:

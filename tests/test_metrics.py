@@ -1,7 +1,11 @@
 """A resumed run never repeats or loses a line."""
 
 import json
+from pathlib import Path
 
+import pytest
+
+from mistral.errors import StorageError
 from mistral.metrics import Metrics, read_metrics
 
 
@@ -21,6 +25,23 @@ def test_a_resume_drops_later_lines_and_a_torn_last_line(tmp_path):
     with Metrics(path, tmp_path / "tensorboard", 3) as metrics:
         metrics.log(line(4))
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["metrics", "curves"])
+def test_a_full_disk_is_told_with_advice(tmp_path, monkeypatch, what):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"No space left on device(.|\n)*run the same command again"):  # noqa: SIM117
+        with Metrics(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0) as metrics:
+            if what == "metrics":
+                metrics._file.close()
+                metrics._file = Path("/dev/full").open("ab")  # noqa: SIM115  metrics closes it
+            else:
+                monkeypatch.setattr(SummaryWriter, "add_scalar", refuse)
+            metrics.log(line(1))
 
 
 def test_curves_reach_tensorboard(tmp_path):
