@@ -196,7 +196,8 @@ def _size(body: dict[str, Any]) -> int:
     """The largest id of a tokenizer.json, and one: ids may have gaps."""
     vocabulary = body["model"]["vocab"]  # token -> id, or rows in the order of their ids
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    return max([*ids, *(token["id"] for token in body["added_tokens"])]) + 1
+    largest: int = max([*ids, *(token["id"] for token in body["added_tokens"])])
+    return largest + 1
 
 
 def _quick_to_read(body: dict[str, Any]) -> str:
