@@ -5,6 +5,7 @@ numerics. A sibling that differs is refused, and so is a resume with another con
 hardware is recorded, and ends the bitwise promise from there on.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,15 @@ ADVICE_FROZEN = (
     "model, data, training (but logging_steps) and the seed are frozen once a run has begun\n"
     "  set them back, or give the experiment another name"
 )
+
+# What a run can claim, the strongest first.
+SAME_BITS, SAME_BATCHES, CLOSE_NUMBERS = "same bits", "same batches", "close numbers"
+DIVISION = ("numerics.world_size:", "numerics.zero_stage:", "numerics.threads:")  # how the work is divided
+
+
+def identity(experiment: Experiment, seed: str) -> dict[str, Any]:
+    """Whose run it is, and the sections that are frozen once it has begun."""
+    return {"experiment": experiment.name, "seed": seed, "frozen": experiment.frozen_sections(seed)}
 
 
 def begin_facts(experiment: Experiment, seed: str, dataset: str, numerics: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +47,7 @@ def begin_facts(experiment: Experiment, seed: str, dataset: str, numerics: dict[
         "numerics": numerics,
     }
     return {
-        "seed": seed,
-        "frozen": experiment.frozen_sections(seed),
+        **identity(experiment, seed),
         "cohort": cohort,
         "scheduled_steps": list(experiment.scheduled_steps()),
     }
@@ -55,12 +64,13 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
         allow_drift: record a difference from the siblings instead of refusing it.
 
     Raises:
-        ConfigError: the frozen config changed, or a sibling differs; shows the difference.
+        ConfigError: another experiment's run has that name, the frozen config changed, or a sibling differs; shows
+            the difference.
         ManifestError: the dataset is not the one that the run began with.
     """
     earlier = manifest.find("train", (run, "begin"))
     if earlier is not None:
-        refuse_changes(earlier, facts["frozen"])
+        refuse_changes(earlier, facts)
         _refuse_other_data(earlier, facts["cohort"]["data"])
         return earlier
     drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
@@ -79,13 +89,24 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
     )  # fmt: skip
 
 
-def refuse_changes(earlier: Record, frozen: dict[str, Any]) -> None:
+def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with another config than the run began with.
 
+    Args:
+        earlier: the record of the run's beginning.
+        facts: what `identity` gives now.
+
     Raises:
-        ConfigError: lists each key with its value then and now.
+        ConfigError: the run is another experiment's, or its config changed; lists each key with its value then and now.
     """
-    changes = differences(earlier.facts["frozen"], frozen)
+    then, now = ((whose["seed"], whose["experiment"]) for whose in (earlier.facts, facts))
+    if then != now:
+        raise ConfigError(
+            f"{earlier.key[0]}: found the run of seed {then[0]} of experiment {then[1]}, expected that of seed "
+            f"{now[0]} of experiment {now[1]}, which has the same name\n"
+            "  rename the seed or the experiment, or use another workspace"
+        )
+    changes = differences(earlier.facts["frozen"], facts["frozen"])
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
@@ -98,6 +119,28 @@ def _refuse_other_data(earlier: Record, dataset: str) -> None:
             "which the run began: the corpus was preprocessed again and came out differently\n"
             "  restore the former dataset and its records, or give the experiment another name"
         )
+
+
+def promise(begun: Record, drift: Iterable[Record]) -> str:
+    """What a run can claim.
+
+    Same bits: nothing changed while it was trained, and its algorithms are deterministic. Same batches: the work was
+    divided in another way, or the algorithms are not deterministic. Close numbers: it went on with other software or
+    hardware.
+
+    Args:
+        begun: the record of its beginning.
+        drift: the records of what changed.
+    """
+    changes = [change for record in drift for change in record.facts["changes"]]
+    if not all(change.startswith(DIVISION) for change in changes):
+        return CLOSE_NUMBERS
+    return SAME_BATCHES if changes or not begun.facts["frozen"]["training"]["deterministic"] else SAME_BITS
+
+
+def changes_between(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How software and numerics differ; what `now` does not hold is not compared."""
+    return [line for name in CONDITIONS if name in now for line in differences(then[name], now[name], name)]
 
 
 @dataclass(frozen=True)
@@ -126,7 +169,7 @@ def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step:
     run = begun.key[0]
     now = {name: facts["cohort"][name] for name in CONDITIONS}
     then = find_drift(manifest, run, former).facts["now"] if former else begun.facts["cohort"]
-    changes = differences({name: then[name] for name in CONDITIONS}, now)
+    changes = changes_between(then, now)
     if not changes:
         return Drift(former)
     key = (run, "drift", f"step-{step:08d}-{digest_of(now)[:8]}")
@@ -150,6 +193,20 @@ def find_drift(manifest: Manifest, run: str, content: str) -> Record:
         f"{run}: found no record of the drift {content[:12]} under manifest/train/{run}/drift, expected the one that "
         "its states name; restore it"
     )
+
+
+def drift_of(manifest: Manifest, checkpoint: Record) -> list[Record]:
+    """The changes of software or hardware that a checkpoint descends from, in their order.
+
+    Raises:
+        ManifestError: one of them is not recorded.
+    """
+    drift: list[Record] = []
+    content = checkpoint.inputs.get("drift")
+    while content:
+        drift.insert(0, find_drift(manifest, checkpoint.key[0], content))
+        content = drift[0].inputs.get("drift")
+    return drift
 
 
 def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:

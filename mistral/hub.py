@@ -9,7 +9,9 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from mistral.cohort import drift_of
 from mistral.config import Experiment
 from mistral.errors import CheckpointError
 from mistral.files import (
@@ -44,7 +46,7 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint's files changed, it was trained on another dataset, or the exported model is not
-            the checkpoint.
+            the checkpoint, or a line of its run's metrics is damaged.
         ManifestError: the beginning of its run is not recorded.
     """
     run, step = weights.key[0], weights.facts["step"]
@@ -64,8 +66,9 @@ def export_checkpoint(
     make_folder(temporary)
     try:
         with storage_errors(folder):
-            metrics = [line for line in read_metrics(manifest.workspace.metrics(run)) if line["step"] <= step]
-            _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics))
+            metrics = list(read_metrics(manifest.workspace.metrics(run), step))
+            drift = drift_of(manifest, weights)
+            _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics, drift))
         check_probe(temporary, weights, experiment.model.attn_implementation)
         record = _publish(temporary, manifest, weights, digest_of(experiment.export.model_dump(mode="json")))
     except Exception:
@@ -170,11 +173,23 @@ def check_probe(folder: Path, weights: Record, attention: str) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # progress goes through the reporter
-    probe, losses = weights.facts["probe"], []
     model = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention
-    ).eval()
+    )
+    require_probe(model, weights, attention)
+
+
+def require_probe(model: Any, weights: Record, attention: str) -> None:
+    """Compare the loss of a model with the one that training recorded for the checkpoint.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    import torch
+
+    model.eval()
     model.loss_type = "ForCausalLM"
+    probe, losses = weights.facts["probe"], []
     with torch.no_grad():
         for sequence in probe["sequences"]:  # one by one: the logits of all of them would be GBs
             input_ids = torch.tensor([sequence])  # (1, seq_len) int64

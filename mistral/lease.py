@@ -56,9 +56,8 @@ def acquire(folder: Path, owner: Owner, is_alive: Callable[[Owner], bool | None]
     Raises:
         LeaseError: another process owns the run, or may own it.
     """
-    newest = _newest(folder)
-    if newest and not (folder / f"lease-{newest:08d}.released").exists():
-        former = _owner(folder, newest)
+    newest, former = _newest(folder), holder(folder)
+    if former is not None:
         alive = _still_owns(former, owner, is_alive)
         if alive:
             raise LeaseError(
@@ -74,6 +73,14 @@ def acquire(folder: Path, owner: Owner, is_alive: Callable[[Owner], bool | None]
     if not publish_bytes(folder / f"lease-{lease.number:08d}", canonical_json(owner) + b"\n"):
         raise LeaseError(f"{folder.name}: another process took the lease at the same moment; it trains this run")
     return lease
+
+
+def holder(folder: Path) -> Owner | None:
+    """Who holds the newest lease of a run; empty if its file is damaged, None if nobody does."""
+    newest = _newest(folder)
+    if not newest or (folder / f"lease-{newest:08d}.released").exists():
+        return None
+    return _owner(folder, newest)
 
 
 def _still_owns(former: Owner, new: Owner, is_alive: Callable[[Owner], bool | None]) -> bool | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mistral.cohort import CLOSE_NUMBERS, SAME_BATCHES, SAME_BITS, promise
 from mistral.config import Experiment
 from mistral.manifest import Record
 
@@ -29,6 +30,7 @@ class CardFacts:
     weights: Record
     dataset: Record
     metrics: list[dict[str, Any]]  # lines up to the checkpoint's step
+    drift: list[Record]  # the changes of software or hardware that the checkpoint descends from
 
 
 def model_card(facts: CardFacts) -> str:
@@ -45,8 +47,7 @@ def model_card(facts: CardFacts) -> str:
         "## Architecture\n\n" + _table(facts.experiment.model.model_dump(mode="json")),
         "## Hyperparameters\n\n" + _table(facts.experiment.training.model_dump(mode="json")),
         "## Lineage\n\n" + _lineage(facts),
-        "## Software and numerics\n\n"
-        + _table(facts.begun.facts["cohort"]["software"] | facts.begun.facts["cohort"]["numerics"]),
+        "## Software and numerics\n\n" + _software(facts),
         "## Reproducibility\n\n" + _promise(facts),
     ]
     return HEADER + "\n" + "\n\n".join(sections) + "\n"
@@ -109,15 +110,34 @@ def _lineage(facts: CardFacts) -> str:
     return _table(rows)
 
 
-def _promise(facts: CardFacts) -> str:
-    if not facts.experiment.training.deterministic:
-        return "Trained without deterministic algorithms: another training gives close numbers, not the same bits."
-    if "drift" in facts.weights.inputs:
-        return (
-            "The run went on with other software or hardware than it began with: another training gives the same "
-            "batches in the same order, and close numbers, not the same bits."
-        )
-    return (
+def _software(facts: CardFacts) -> str:
+    """What the run began with, what changed while it was trained, and how it differs from its siblings."""
+    begun = facts.begun.facts
+    parts = [_table(begun["cohort"]["software"] | begun["cohort"]["numerics"])]
+    for record in facts.drift:
+        parts.append(_changes(f"From step {record.facts['step']:,} on", record.facts["changes"]))
+    for sibling, changes in begun["drift"].items():
+        parts.append(_changes(f"Compared with `{sibling}`, a run of the same experiment", changes))
+    return "\n\n".join(parts)
+
+
+def _changes(title: str, changes: list[str]) -> str:
+    return f"{title}:\n\n" + "\n".join(f"- {change}" for change in changes)
+
+
+PROMISES = {
+    SAME_BITS: (
         "The same config, data, software, hardware model, world size and threads give the same bits, also through "
         "interruptions; otherwise the same batches in the same order, and close numbers."
-    )
+    ),
+    SAME_BATCHES: (
+        "Training it again gives the same batches in the same order and close numbers, not the same bits: {reason}."
+    ),
+    CLOSE_NUMBERS: "Training it again gives close numbers, not the same bits: {reason}.",
+}
+
+
+def _promise(facts: CardFacts) -> str:
+    claim = promise(facts.begun, facts.drift)
+    reason = "the run changed on its way, as listed above" if facts.drift else "its algorithms are not deterministic"
+    return f"This checkpoint can claim **{claim}**. " + PROMISES[claim].format(reason=reason)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from mistral.batches import require_sequences
+from mistral.cohort import drift_of, promise
 from mistral.config import Experiment, to_yaml
 from mistral.dataset import open_split
 from mistral.engine import Ranks
 from mistral.files import write_bytes
 from mistral.manifest import Manifest, Record, make_record
-from mistral.metrics import read_metrics
+from mistral.metrics import metrics_digest, read_metrics, tokens_per_second
 from mistral.provenance import hardware
 from mistral.shards import TokenStream
 from mistral.workspace import step_name
@@ -70,29 +71,28 @@ def complete(run: Run) -> None:
     """Record that the run has reached its last step, when everything else of it is recorded."""
     manifest, last = run.manifest, step_name(run.experiment.training.max_steps)
     weights = manifest.get("train", (run.name, "weights", last), "run train again")
-    facts = summary(run, weights)
     begun = manifest.get("train", (run.name, "begin"), "run train again")
-    inputs = {"weights": weights.content}
+    facts, inputs = summary(run, begun, weights), {"weights": weights.content}
     manifest.publish(
         make_record("train/complete", (run.name, "complete"), config=begun.config, inputs=inputs, files=[], facts=facts)
     )
 
 
-def summary(run: Run, weights: Record) -> dict[str, Any]:
-    """The last losses of a run, its throughput, and the promise it can claim, from its metrics and last weights."""
+def summary(run: Run, begun: Record, weights: Record) -> dict[str, Any]:
+    """The last losses of a run, its throughput, and the promise it can claim, from its metrics and records."""
     lines = list(read_metrics(run.manifest.workspace.metrics(run.name)))
     steps = [line for line in lines if "loss" in line]
     evaluations = [line["evaluation"]["validation"] for line in lines if "validation" in line.get("evaluation", {})]
-    rates = sorted(line["timing"]["tokens_per_second"] for line in steps)
+    validation = evaluations[-1] if evaluations else {}
+    rates = sorted(rate for line in steps if (rate := tokens_per_second(line)) is not None)
     return {
         "steps": run.experiment.training.max_steps,
-        "train_loss": steps[-1]["loss"],
-        "validation_loss": evaluations[-1]["loss"] if evaluations else None,
-        "perplexity": evaluations[-1]["perplexity"] if evaluations else None,
-        "tokens_per_second": rates[len(rates) // 2],
-        "promise": "same bits"
-        if run.experiment.training.deterministic and "drift" not in weights.inputs
-        else "close numbers",
+        "train_loss": steps[-1]["loss"] if steps else None,
+        "validation_loss": validation.get("loss"),
+        "perplexity": validation.get("perplexity"),
+        "tokens_per_second": rates[len(rates) // 2] if rates else None,
+        "promise": promise(begun, drift_of(run.manifest, weights)),
+        "metrics": metrics_digest(lines),
     }
 
 

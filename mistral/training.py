@@ -230,6 +230,7 @@ def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
     size, limit, results = experiment.training.micro_batch_size, experiment.evaluation.max_sequences, {}
     if loop.validation is not None:
         results["validation"] = evaluate(loop.engine, loop.validation, size, limit, loop.run.ranks)
+        require_finite(loop, "validation loss", results["validation"]["loss"])
     for windows in loop.evaluation_sets:
         results[windows.name] = measure(loop.engine, windows, size, loop.run.ranks)
     for name, result in results.items():
@@ -253,7 +254,12 @@ def save_weights(loop: Loop, keeper: Keeper | None) -> None:
     sequences, loss = probe(loop)
     tensors = engine.gather_weights(loop.engine, keep=keeper is not None)
     if keeper:
-        facts = {"step": loop.step, "tokens": loop.tokens(), "probe": {"loss": loss, "sequences": sequences}}
+        facts = {
+            "step": loop.step,
+            "tokens": loop.tokens(),
+            "probe": {"loss": loss, "sequences": sequences},
+            "logging_steps": loop.run.experiment.training.logging_steps,  # which lines the metrics hold up to here
+        }
         keeper.checkpoints.save_weights(
             loop.step, tensors, loop.config_json, facts, numerics=loop.run.numerics(), threads=loop.run.threads
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mistral.cohort import refuse_changes
+from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import SEAL, open_split
 from mistral.errors import CheckpointError, ConfigError, ManifestError
@@ -156,7 +156,7 @@ def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:
     from mistral.model import load_model
 
     experiment, manifest, run = measured.experiment, measured.manifest, measured.experiment.run_name(seed)
-    refuse_changes(manifest.get("train", (run, "begin"), "run verify"), experiment.frozen_sections(seed))
+    refuse_changes(manifest.get("train", (run, "begin"), "run verify"), identity(experiment, seed))
     weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
     if problems := manifest.damage(weights):
         raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mistral.cohort import refuse_changes
+from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
@@ -135,7 +135,7 @@ def _export_all(
             run = experiment.run_name(seed)
             try:
                 begun = manifest.get("train", (run, "begin"), "run verify")
-                refuse_changes(begun, experiment.frozen_sections(seed))  # the model card tells this config
+                refuse_changes(begun, identity(experiment, seed))  # the model card tells this config
                 weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
                 export_checkpoint(experiment, seed, manifest, weights, dataset)
                 exported.append(name_of(experiment, seed, step))

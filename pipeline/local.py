@@ -173,7 +173,9 @@ def is_alive(owner: dict[str, Any]) -> bool | None:
         return None
     if owner.get("boot_id") != _boot_id():
         return False
-    return _start_time(int(owner["pid"])) == owner.get("start_time")
+    if not isinstance(owner.get("pid"), int):  # its file was edited
+        return None
+    return _start_time(owner["pid"]) == owner.get("start_time")
 
 
 def _boot_id() -> str:

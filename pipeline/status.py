@@ -1,6 +1,5 @@
-"""manifest folders and the tails of metrics -> how far each run is; asks nothing else."""
+"""manifest folders, leases and the tails of metrics -> how far each run is; asks nothing else."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,11 @@ from typing import Any
 from mistral.config import Experiment
 from mistral.dataset import SEAL, unit_names
 from mistral.errors import ManifestError
-from mistral.lease import LEASE, describe
+from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
+from mistral.metrics import parse_line, tokens_per_second
 from mistral.workspace import Workspace
+from pipeline.local import is_alive
 from pipeline.results import as_table
 
 TAIL_BYTES = 8192
@@ -22,7 +23,7 @@ class RunStatus:
     """How far one run is."""
 
     run: str
-    state: str  # not started, unfinished, complete
+    state: str  # not started, running, stopped, unknown (its owner cannot be asked from here), complete
     step: int
     max_steps: int | None
     loss: float | None
@@ -86,15 +87,26 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None) -> R
     records, weights = set(manifest.names("train", (run,))), manifest.names("train", (run, "weights"))
     line = last_step(manifest.workspace.metrics(run))
     max_steps, scheduled = _plan(manifest, run, experiment)
-    step, rate = int(line.get("step", 0)), line.get("timing", {}).get("tokens_per_second")
-    tokens_a_step = line["tokens"] / step if step else None
-    state = "complete" if "complete" in records else "unfinished" if "begin" in records else "not started"
+    step, rate, tokens = line.get("step", 0), tokens_per_second(line), line.get("tokens")
+    tokens_a_step = tokens / step if step and isinstance(tokens, int) else None
+    owner = holder(manifest.workspace.run(run))
+    state = _state(records, owner)
     eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate else None
     eta = None if state == "complete" else eta
     return RunStatus(
         run, state, step, max_steps, line.get("loss"), rate, eta, len(weights), scheduled,
-        len(manifest.names("export", (run,))), owner_of(manifest.workspace.run(run)),
+        len(manifest.names("export", (run,))), None if owner is None else describe(owner),
     )  # fmt: skip
+
+
+def _state(records: set[str], owner: Owner | None) -> str:
+    """What a run does, by the names of its records and the owner of its lease."""
+    if "complete" in records:
+        return "complete"
+    if owner is None:
+        return "stopped" if "begin" in records else "not started"
+    alive = is_alive(owner)
+    return "unknown" if alive is None else "running" if alive else "stopped"
 
 
 def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[int | None, int | None]:
@@ -117,25 +129,7 @@ def last_step(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     for raw in reversed(lines):
-        try:
-            line = json.loads(raw)
-        except ValueError:  # the first line of the tail is cut
-            continue
-        if "loss" in line:
-            found: dict[str, Any] = line
-            return found
+        line = parse_line(raw)  # the first line of the tail is cut
+        if line is not None and "loss" in line:
+            return line
     return {}
-
-
-def owner_of(folder: Path) -> str | None:
-    """Who holds the lease of a run, by its files."""
-    if not folder.is_dir():
-        return None
-    leases = sorted(path.name for path in folder.iterdir() if LEASE.match(path.name))
-    if not leases or leases[-1].endswith(".released"):
-        return None
-    try:
-        owner = json.loads((folder / leases[-1]).read_bytes())
-    except ValueError:
-        owner = {}
-    return describe(owner if isinstance(owner, dict) else {})

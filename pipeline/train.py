@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mistral.cohort import refuse_changes
+from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
 from mistral.errors import ConfigError, Findings, MistralError, Stopped
@@ -68,12 +68,12 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
     """Whether a run has nothing left to do.
 
     Raises:
-        ConfigError: its frozen config changed.
+        ConfigError: its frozen config changed, or another experiment has a run of that name.
     """
     run = experiment.run_name(seed)
     begun = manifest.find("train", (run, "begin"))
     if begun is not None:
-        refuse_changes(begun, experiment.frozen_sections(seed))
+        refuse_changes(begun, identity(experiment, seed))
     return manifest.find("train", (run, "complete")) is not None
 
 

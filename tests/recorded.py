@@ -44,7 +44,9 @@ class Trained:
     def export(self, **options) -> ExportSummary:
         return export(self.experiment, self.workspace, Silent(), **options)
 
-    def train(self, seed: str, steps=STEPS, probe_error: dict[int, float] | None = None) -> str:
+    def train(
+        self, seed: str, steps=STEPS, probe_error: dict[int, float] | None = None, drift: str | None = None
+    ) -> str:
         run, seeds = self.experiment.run_name(seed), self.experiment.seeds[seed]
         facts = begin_facts(self.experiment, seed, self.dataset.content, {"threads": 1})
         begun = begin(self.manifest, run, facts, [], allow_drift=False)
@@ -52,7 +54,8 @@ class Trained:
         config = gpt2_config(self.experiment.model, VOCABULARY, END_OF_TEXT)
         network = build_model(self.experiment.model, config, seeds.init).eval()
         sequences = torch.arange(32).reshape(2, 16)
-        with Checkpoints(self.manifest, run, begun.config, self.dataset.content, lease) as checkpoints:
+        dataset = self.dataset.content
+        with Checkpoints(self.manifest, run, begun.config, dataset, lease, drift=drift) as checkpoints:
             for step in steps:
                 with torch.no_grad():
                     network.transformer.wte.weight.add_(0.01 * step)
@@ -62,7 +65,8 @@ class Trained:
                 probe = {"loss": loss, "sequences": sequences.tolist()}
                 facts = {"step": step, "tokens": 64 * step, "probe": probe}
                 checkpoints.save_weights(step, weights, config.to_json_string(use_diff=False), facts)
-            checkpoints.save_state(steps[-1], {"param/x": torch.ones(8)}, {"updates": steps[-1], "loss_scale": {}})
+            parameters = {f"param/{name}": value for name, value in weights.items()}
+            checkpoints.save_state(steps[-1], parameters, {"updates": steps[-1], "loss_scale": {}})
             checkpoints.wait()
         if steps[-1] == self.experiment.training.max_steps:
             self.complete(run, begun, steps[-1])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from recorded import STEPS, flip_a_bit
 from safetensors.torch import load_file
 
+from mistral.cohort import begin_facts, record_drift
 from mistral.config import load_experiment
 from mistral.errors import ConfigError, Findings, ManifestError
 from mistral.manifest import Manifest, make_record
+from mistral.modelcard import CardFacts, model_card
 from mistral.progress import Silent
 from pipeline.export import export
 
@@ -128,6 +131,60 @@ def test_a_damaged_checkpoint_is_refused_while_the_others_are_exported(trained, 
     with pytest.raises(Findings, match="checkpoint-2"):
         trained.export()
     assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
+
+
+def test_a_damaged_line_of_metrics_is_named_and_holds_back_only_what_it_belongs_to(trained):
+    run = trained.train("alias")
+    path = trained.workspace.metrics(run)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], "{broken\n", *lines[3:]]))
+    with pytest.raises(Findings, match=f"{run}/checkpoint-4: .*metrics.jsonl, line 3: found something else"):
+        trained.export()
+    path.write_text("".join([*lines[:4], "{broken\n"]))
+    trained.manifest.remove("export", (run, "checkpoint-2"))
+    trained.export(steps=[2])
+
+
+def test_a_card_claims_no_more_than_the_run_can_keep(trained):
+    run = trained.train("alias", [0, 2])
+    begun = trained.manifest.get("train", (run, "begin"), "")
+    facts = begin_facts(trained.experiment, "alias", trained.dataset.content, {"threads": 4})
+    drift = record_drift(trained.manifest, begun, facts, 2, None)
+    trained.train("alias", drift=drift.content)
+    trained.export()
+    before, after = ((trained.workspace.export(run, step) / "README.md").read_text() for step in (2, 4))
+    assert "can claim **same bits**" in before
+    assert "From step" not in before, "the run changed after this checkpoint"
+    assert "can claim **same batches**" in after
+    assert "From step 2 on:\n\n- numerics.threads: was 1, is 4" in after
+
+
+@pytest.mark.parametrize("changes", [["numerics.device: was 'A100', is 'H100'"], ["software.torch: was '1', is '2'"]])
+def test_a_card_tells_other_hardware_software_and_siblings(trained, changes):
+    run = trained.train("alias")
+    [begun, weights] = (
+        trained.manifest.get("train", (run, *key), "") for key in (["begin"], ["weights", "step-00000004"])
+    )
+    sibling = {"battlestar-tiny-x49": ["numerics.world_size: was 2, is 1"]}
+    begun = replace(begun, facts=begun.facts | {"drift": sibling})
+    drift = replace(begun, facts={"step": 3, "changes": changes})
+    text = model_card(CardFacts(trained.experiment, "alias", begun, weights, trained.dataset, [], [drift]))
+    assert "can claim **close numbers**" in text
+    assert f"From step 3 on:\n\n- {changes[0]}" in text
+    assert "Compared with `battlestar-tiny-x49`, a run of the same experiment:\n\n- numerics.world_size: was 2" in text
+
+
+def test_a_card_of_a_run_that_was_not_deterministic_says_so(trained):
+    run = trained.train("alias")
+    [begun, weights] = (
+        trained.manifest.get("train", (run, *key), "") for key in (["begin"], ["weights", "step-00000004"])
+    )
+    frozen = begun.facts["frozen"]
+    loose = frozen | {"training": frozen["training"] | {"deterministic": False}}
+    begun = replace(begun, facts=begun.facts | {"frozen": loose})
+    text = model_card(CardFacts(trained.experiment, "alias", begun, weights, trained.dataset, [], []))
+    assert "can claim **same batches**" in text
+    assert "its algorithms are not deterministic" in text
 
 
 def test_weights_of_another_dataset_are_refused(trained):

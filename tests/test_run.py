@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from mistral import provenance
-from mistral.cohort import begin, begin_facts
+from mistral.cohort import begin, begin_facts, record_drift
 from mistral.engine import Ranks
 from mistral.errors import DataError, ManifestError
 from mistral.manifest import make_record
+from mistral.metrics import metrics_digest, read_metrics
 from mistral.run import Run, complete, write_config
 from mistral.workspace import step_name
 
@@ -78,18 +79,30 @@ def test_the_end_names_the_last_weights_and_the_last_numbers(make_run):
     assert (record.inputs, record.config) == ({"weights": weights.content}, begun.config)
     assert record.facts == {
         "steps": 12, "train_loss": 3.0, "validation_loss": 2.0, "perplexity": 7.4, "tokens_per_second": 100.0,
-        "promise": "same bits",
+        "promise": "same bits", "metrics": metrics_digest(read_metrics(run.manifest.workspace.metrics(run.name))),
     }  # fmt: skip
     complete(run)  # once more changes nothing
     assert run.manifest.get("train", (run.name, "complete"), "") == record
 
 
-@pytest.mark.parametrize(("overrides", "inputs"), [(("training.deterministic=false",), {}), ((), {"drift": "f" * 64})])
-def test_a_run_that_drifted_or_is_not_deterministic_promises_close_numbers(make_run, overrides, inputs):
+@pytest.mark.parametrize(
+    ("overrides", "changed", "expected"),
+    [
+        (("training.deterministic=false",), {}, "same batches"),
+        ((), {"threads": 2}, "same batches"),
+        ((), {"threads": 2, "device": "another"}, "close numbers"),
+    ],
+)
+def test_a_run_that_drifted_or_is_not_deterministic_promises_less(make_run, overrides, changed, expected):
     run = make_run(*overrides)
-    finish(run, **inputs)
+    facts = begin_facts(run.experiment, run.seed, run.dataset.content, run.numerics() | changed)
+    finish(run)
+    begun = run.manifest.get("train", (run.name, "begin"), "")
+    drift = record_drift(run.manifest, begun, facts, 5, None)
+    run.manifest.remove("train", (run.name, "weights", step_name(12)))
+    finish(run, **({"drift": drift.content} if drift.content else {}))
     complete(run)
-    assert run.manifest.get("train", (run.name, "complete"), "").facts["promise"] == "close numbers"
+    assert run.manifest.get("train", (run.name, "complete"), "").facts["promise"] == expected
 
 
 def test_a_run_without_its_last_weights_does_not_end(make_run):

@@ -6,7 +6,8 @@ import pytest
 
 from mistral.lease import acquire
 from mistral.manifest import Manifest
-from pipeline.status import last_step, owner_of, status
+from pipeline.local import process_owner
+from pipeline.status import last_step, status
 
 
 def log(trained, run: str, steps: int, rest: str = "") -> None:
@@ -20,14 +21,19 @@ def log(trained, run: str, steps: int, rest: str = "") -> None:
 def test_the_numbers_of_each_run(trained):
     alias, battlestar = trained.train("alias"), trained.train("battlestar", [0, 2])
     trained.export(seeds=["alias"], steps=[2, 4])
-    log(trained, battlestar, 3, '{"step": 3, "evaluation": {"validation": {"loss": 1.0}}}\n{"step": 4, "lo')
+    log(
+        trained,
+        battlestar,
+        3,
+        '{"step": 3, "evaluation": {"validation": {"loss": 1.0}}}\n[1]\n{"step": "4"}\n5\n{"step": 4, "lo',
+    )
     report = status(trained.experiment, trained.workspace)
     first, second = report.to_json()["runs"]
     assert (report.units, report.sealed) == (1, True)
     assert (first["run"], first["state"], first["step"], first["max_steps"]) == (alias, "complete", 4, 4)
     assert (first["weights"], first["scheduled"], first["exported"]) == (3, 3, 2)
     assert first["eta_seconds"] is None
-    assert (second["state"], second["step"], second["loss"]) == ("unfinished", 3, 5.97)
+    assert (second["state"], second["step"], second["loss"]) == ("stopped", 3, 5.97)
     assert (second["weights"], second["tokens_per_second"], second["eta_seconds"]) == (2, 32.0, 2.0)
     table = report.as_table().splitlines()
     assert table[0] == f"{trained.dataset.key[0]}: 1 units, whole"
@@ -70,12 +76,49 @@ def test_only_the_end_of_the_metrics_is_read(trained):
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"{"])
-def test_the_owner_is_who_holds_the_newest_lease(tmp_path, damage):
-    folder = tmp_path / "run"
-    assert owner_of(folder) is None
+def test_the_owner_is_who_holds_the_newest_lease(trained, damage):
+    def row() -> tuple[str, str | None]:
+        [run, _] = status(trained.experiment, trained.workspace).runs
+        return run.state, run.owner
+
+    folder = trained.workspace.run(trained.experiment.run_name("alias"))
+    assert row() == ("not started", None)
     acquire(folder, {"kind": "local", "host": "node7", "pid": 1}, lambda _: False).release()
-    assert owner_of(folder) is None
+    assert row() == ("not started", None)
     lease = acquire(folder, {"kind": "slurm", "job": "12_3", "restart": 1}, lambda _: False)
-    assert owner_of(folder) == "Slurm job 12_3, restart 1"
+    assert row() == ("unknown", "Slurm job 12_3, restart 1")
     (folder / f"lease-{lease.number:08d}").write_bytes(damage)
-    assert owner_of(folder) == "an unknown process"
+    assert row() == ("unknown", "an unknown process")
+
+
+def test_a_run_is_running_while_its_owner_lives_and_stopped_when_it_is_dead(trained):
+    run = trained.train("alias", [0, 2])
+    folder = trained.workspace.run(run)
+
+    def state() -> str:
+        return status(trained.experiment, trained.workspace).runs[0].state
+
+    assert state() == "stopped"  # it left in order
+    me = process_owner()
+    acquire(folder, me, lambda _: False)
+    assert state() == "running"
+    acquire(folder, me | {"start_time": me["start_time"] - 1}, lambda _: False)  # killed; its number is another's now
+    assert state() == "stopped"
+    acquire(folder, me | {"boot_id": "before"}, lambda _: False)
+    assert state() == "stopped"
+    acquire(folder, me | {"pid": None}, lambda _: False)
+    assert state() == "unknown"
+    acquire(folder, me | {"host": "elsewhere"}, lambda _: False)
+    assert state() == "unknown"
+    trained.train("alias")
+    acquire(folder, me, lambda _: False)
+    assert state() == "complete"
+
+
+@pytest.mark.parametrize("line", ["{}", '{"step": 3, "loss": 1.0, "timing": 7}', '{"step": 3, "loss": 1.0}', "\x00"])
+def test_a_damaged_end_of_the_metrics_is_no_crash(trained, line):
+    run = trained.train("alias", [0, 2])
+    log(trained, run, 2, line + "\n")
+    [row, _] = status(trained.experiment, trained.workspace).runs
+    assert row.step in (2, 3)
+    assert row.state == "stopped"

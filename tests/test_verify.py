@@ -128,7 +128,8 @@ def test_two_steps_with_the_same_weights_are_found(trained):
     record = make_record(
         first.kind, (run, "weights", step_name(2)), config=first.config,
         inputs={"dataset": trained.dataset.content, "parent": first.content},
-        files=[trained.manifest.entry(path) for path in target.iterdir()], facts=first.facts | {"step": 2},
+        files=[trained.manifest.entry(path) for path in target.iterdir()],
+        facts=first.facts | {"step": 2, "tokens": 128},
     )  # fmt: skip
     trained.manifest.publish(record)
     [problem] = check(trained).problems
