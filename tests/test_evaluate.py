@@ -198,7 +198,10 @@ def test_a_run_without_a_validation_split_ends_with_its_sets_alone(trained):
     finished = Run(
         trained.experiment, "alias", trained.manifest, trained.dataset, Ranks(), threads=1, device=torch.device("cpu")
     )
-    assert summary(finished)["validation_loss"] is None
+    begun, weights = (
+        trained.manifest.get("train", (run_name, *key), "") for key in (["begin"], ["weights", "step-00000004"])
+    )
+    assert summary(finished, begun, weights)["validation_loss"] is None
 
 
 def test_a_step_that_is_not_recorded_is_refused(tiny):
