@@ -51,6 +51,8 @@ def plain_loss(count: int) -> float:
 def rank_main(rank: int, world_size: int, folder: Path, batch_size: int, limit: int | None) -> None:
     """Be one rank, and write down what it measures."""
     torch.set_num_threads(1)
+    if dist.is_initialized():  # by a test that this process was forked from
+        dist.destroy_process_group()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     model = network()
     result = evaluate(model, Rows(), batch_size, limit, Ranks(rank=rank, local_rank=rank, world_size=world_size))
