@@ -151,7 +151,7 @@ from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline.preprocess import preprocess
 summary = preprocess(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), Silent(), workers=2)
-status = Path("/proc/self/status").read_text()  # the largest resident size of this process: ru_maxrss is its parent's too
+status = Path("/proc/self/status").read_text()  # the peak of this process: ru_maxrss is its parent's too
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 print(json.dumps([peak, summary.facts["splits"]["train"]]))
 """
