@@ -81,7 +81,7 @@ class _LineBlock:
 def json_parser(field: str, vocabulary: PassthroughIds | None = None) -> Parser:
     """Reads only one field of a JSON object, text or token ids; the rest is skipped over, not built."""
     kind = str if vocabulary is None else list[int]
-    struct: Any = msgspec.defstruct("Line", [("content", kind)], rename={"content": field})
+    struct: Any = msgspec.defstruct("Line", [("content", kind)], rename={"content": field}, gc=False)
     decode = msgspec.json.Decoder(struct).decode
     if vocabulary is not None:
         return lambda line: ids_document(decode(line).content, vocabulary)

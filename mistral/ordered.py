@@ -24,10 +24,13 @@ def in_order(
     Args:
         function: what is done to each item; its exception is raised when the item's turn comes.
         items: what it is done to.
-        workers: number of threads.
+        workers: number of threads; with one, the calling thread does the work itself.
         weight: bytes that an item holds in memory.
         limit: bytes that the items in flight may hold together; one item alone may exceed it.
     """
+    if workers == 1:
+        yield from map(function, items)
+        return
     waiting: deque[tuple[Future[Result], int]] = deque()
     held = 0
     with ThreadPoolExecutor(workers) as pool:
