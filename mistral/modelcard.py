@@ -65,15 +65,12 @@ def _usage(facts: CardFacts, run: str, step: int) -> str:
         if organization
         else f'"exports/{run}/checkpoint-{step}"'
     )
-    return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({place})\n"
-        + (
-            f"tokenizer = AutoTokenizer.from_pretrained({place})\n```"
-            if facts.experiment.data.passthrough() is None
-            else "```\n\nThe corpus was token ids: there is no tokenizer."
-        )
-    )
+    model = f"model = AutoModelForCausalLM.from_pretrained({place})\n"
+    if facts.experiment.data.passthrough() is not None:
+        ids = "The corpus was token ids: there is no tokenizer."
+        return f"```python\nfrom transformers import AutoModelForCausalLM\n\n{model}```\n\n{ids}"
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
+    return f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{model}{tokenizer}```"
 
 
 def _measured(facts: CardFacts) -> str:

@@ -25,7 +25,7 @@ from mistral.tokens import Encoded, Tokenizer
 
 SPILL_BYTES = 192_000_000  # of tokens in memory before they go to a temporary file: more than a unit of 256 MB has
 IN_FLIGHT_BYTES = 32_000_000  # of source text between reading and packing
-SAMPLES = 64  # documents of a unit that are held against the reference tokenizer, at most: one in 4 MB
+SAMPLES = 64  # documents of a unit that are held against the reference tokenizer, at most: one in 8 MB
 LONGEST = 5  # documents that a unit's record tells of
 
 
@@ -166,7 +166,7 @@ class Packer:
 
     def packed_blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[Packed]:
         """The blocks of a unit, tokenized, in order."""
-        self._sample_every = max(4, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
+        self._sample_every = max(8, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
         return in_order(
             self._pack,
             enumerate(unit_blocks(self.data, unit, files)),

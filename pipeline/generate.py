@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mistral.errors import ManifestError
+from mistral.errors import DataError, ManifestError
 from mistral.randomness import torch_seed
 from mistral.workspace import step_number
 from pipeline.context import Context
@@ -34,7 +34,15 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
         tokens: how many tokens are added at most.
         temperature: of the softmax; must be above 0.
         seed: names the random stream, so that the same call gives the same text.
+
+    Raises:
+        DataError: the model was trained on token ids, and there is no tokenizer.
     """
+    if not (folder / "tokenizer.json").exists():
+        raise DataError(
+            f"{folder}: found no tokenizer, as the corpus was token ids, expected one to read the prompt with\n"
+            "  load the model by transformers and give it ids"
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import experiment, run, stream_of
+from corpora import ROOT, experiment, run, stream_of
+from transformers import AutoModelForCausalLM
 
 from mistral.config import Experiment
 from mistral.errors import ConfigError, DataError
+from mistral.yamltext import write_yaml
+from pipeline.generate import generate
 
 END, VOCABULARY = 99, 70_000
 PASSTHROUGH = {"passthrough": {"vocab_size": VOCABULARY, "end_of_text_id": END}}
@@ -98,3 +103,28 @@ def test_ids_in_text_files_and_ids_with_a_detokenizer_are_refused(tmp_path):
         of_ids(tmp_path, {"files": ["a.txt"]}, detokenizer="wikitext")
     with pytest.raises(ConfigError, match="found end_of_text_id 99, expected below vocab_size 99"):
         experiment(tmp_path, tokenizer={"passthrough": {"vocab_size": 99, "end_of_text_id": 99}})
+
+
+TINY = {
+    "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16,
+}  # fmt: skip
+
+
+def test_the_whole_line_runs_on_ids(tmp_path):
+    """Preprocess, train, export; the exported model loads, and nothing pretends that there is a tokenizer."""
+    source = write_lines(tmp_path)
+    raw = of_ids(tmp_path, source).model_dump(mode="json") | {"model": TINY, "seeds": {"alias": 1}}
+    raw["training"] |= {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": None}
+    raw["checkpoints"] |= {"schedule": [[1, 2]]}
+    (tmp_path / "experiment.yaml").write_text(write_yaml(raw))
+    where = ["--workspace", str(tmp_path / "workspace")]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "experiment.yaml"), *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "workspace" / "exports").glob("*/checkpoint-2")
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == VOCABULARY
+    card = (folder / "README.md").read_text()
+    assert "there is no tokenizer" in card
+    assert "AutoTokenizer" not in card.split("```")[1]
+    with pytest.raises(DataError, match="found no tokenizer, as the corpus was token ids"):
+        generate(folder, "text", 1, 1.0, 1)
