@@ -3,7 +3,8 @@
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,8 @@ COMPRESSED_BYTES = 1 << 16  # a block that expands a thousandfold still fits int
 LARGEST_WINDOW = 2**31  # zstd --long=31
 BLANK = b" \t\n\r\x0b\x0c"
 
-Parser = Callable[[bytes], str | Ids]  # one line -> its document; ValueError or RecursionError if there is none
+# Lines -> the document of each; ValueError or RecursionError if one of them has none.
+Parser = Callable[[Iterable[bytes]], Sequence[str | Ids]]
 
 
 def read_line_blocks(path: Path, piece: Piece, parse: Parser) -> Iterator[Block]:
@@ -61,14 +63,14 @@ class _LineBlock:
     def documents(self) -> list[Document]:
         """Its documents: the whole block at once, or line by line if one of them is blank or bad."""
         try:
-            return [self._parse(line) for line in io.BytesIO(self._lines)]
+            return list(self._parse(io.BytesIO(self._lines)))
         except (ValueError, RecursionError):
             numbered = enumerate(io.BytesIO(self._lines), 1)
             return [self._document(line, number) for number, line in numbered if line.strip(BLANK)]
 
     def _document(self, line: bytes, number: int) -> Document:
         try:
-            return self._parse(line)
+            return self._parse([line])[0]
         except (ValueError, RecursionError) as error:
             reason, found = _reason(line, error), f"{error}, in the line {line[:60]!r}"
             path, form, place = self._path, self._form, self._place
@@ -82,23 +84,22 @@ def json_parser(field: str, vocabulary: PassthroughIds | None = None) -> Parser:
     """Reads only one field of a JSON object, text or token ids; the rest is skipped over, not built."""
     kind = str if vocabulary is None else list[int]
     struct: Any = msgspec.defstruct("Line", [("content", kind)], rename={"content": field}, gc=False)
-    decode = msgspec.json.Decoder(struct).decode
+    decode, content = msgspec.json.Decoder(struct).decode, operator.attrgetter("content")
     if vocabulary is not None:
-        return lambda line: ids_document(decode(line).content, vocabulary)
-
-    def parse(line: bytes) -> str:
-        text: str = decode(line).content
-        return text
-
-    return parse
+        return lambda lines: [ids_document(content(decode(line)), vocabulary) for line in lines]
+    return lambda lines: list(map(content, map(decode, lines)))  # no step of Python for a line
 
 
-def text_parser(line: bytes) -> str:
-    """A line of text without its end.
+def text_parser(lines: Iterable[bytes]) -> list[str]:
+    """Lines of text without their ends.
 
     Raises:
-        ValueError: it is blank, which is no document, or not UTF-8.
+        ValueError: one is blank, which is no document, or not UTF-8.
     """
+    return [_text(line) for line in lines]
+
+
+def _text(line: bytes) -> str:
     if not line.strip(BLANK):
         raise ValueError("blank")
     return line.decode("utf-8").removesuffix("\n").removesuffix("\r")

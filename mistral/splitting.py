@@ -1,8 +1,11 @@
 """blocks of a source -> documents by split, hashed and cleaned: what is tokenized, deduplicated, trained on, shown."""
 
+import functools
 import hashlib
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 from mistral.config import Data
@@ -27,11 +30,11 @@ class Documents:
     digests: list[bytes] = field(default_factory=list)  # sha256 of each one's UTF-8 text, or of its ids as uint32
     sizes: list[int] = field(default_factory=list)  # bytes of that
 
-    def append(self, text: Any, digest: bytes, size: int) -> None:
-        """Add a document."""
-        self.texts.append(text)
-        self.digests.append(digest)
-        self.sizes.append(size)
+    def extend(self, texts: list[Any], hashed: list[tuple[bytes, int]]) -> None:
+        """Add documents, and the hash and size of each."""
+        self.texts += texts
+        self.digests += [digest for digest, _ in hashed]
+        self.sizes += [size for _, size in hashed]
 
 
 @dataclass
@@ -45,19 +48,21 @@ class SplitBlock:
 
 def split_block(data: Data, piece: Piece, block: Block) -> SplitBlock:
     """Parse a block of a piece; each document goes into its split, with the detokenizer applied."""
-    found, cleaned = SplitBlock(), data.detokenizer == "wikitext"
-    for document in block.parse():
-        if isinstance(document, Bad):
-            found.bad.append(document)
-        elif len(document) == 0:
-            found.empty += 1
-        else:
-            digest, size = _digest_and_size(document)
-            split = piece.split
-            if split == BY_HASH:
-                split = "validation" if belongs_to_validation(digest, data.validation_fraction) else "train"
-            text = detokenize_wikitext(document) if cleaned and isinstance(document, str) else document
-            found.splits[split].append(text, digest, size)
+    documents, found = block.parse(), SplitBlock()
+    used: list[Any] = [document for document in documents if not isinstance(document, Bad) and len(document)]
+    if len(used) < len(documents):
+        found.bad = [document for document in documents if isinstance(document, Bad)]
+        found.empty = len(documents) - len(used) - len(found.bad)
+    hashed = [_digest_and_size(document) for document in used]
+    if data.detokenizer == "wikitext":
+        used = [detokenize_wikitext(document) for document in used]
+    if piece.split != BY_HASH:
+        found.splits[piece.split].extend(used, hashed)
+        return found
+    first = first_train_digest(data.validation_fraction)
+    train = [digest >= first for digest, _ in hashed]
+    for split, chosen in (("train", train), ("validation", list(map(operator.not_, train)))):
+        found.splits[split].extend(list(compress(used, chosen)), list(compress(hashed, chosen)))
     return found
 
 
@@ -72,9 +77,18 @@ def _digest_and_size(document: str | Ids) -> tuple[bytes, int]:
     return digest.digest(), len(raw)
 
 
-def belongs_to_validation(digest: bytes, fraction: float) -> bool:
-    """Whether a document is validation: by the first 8 bytes, big-endian, of the sha256 of its UTF-8 text."""
-    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+@functools.cache
+def first_train_digest(fraction: float) -> bytes:
+    """The least sha256 of a document that is not validation, or more than any if all are.
+
+    A document is validation if the first 8 bytes of its sha256, big-endian, over 2^64 are below the fraction. As that
+    quotient grows with the bytes, one comparison of bytes tells.
+    """
+    low, high = 0, 2**64
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle / 2**64 < fraction else (low, middle)
+    return low.to_bytes(8, "big") if low < 2**64 else b"\xff" * 33
 
 
 def unit_blocks(data: Data, unit: Unit, files: dict[str, SourceFile]) -> Iterator[tuple[Piece, Block]]:

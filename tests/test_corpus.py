@@ -22,7 +22,7 @@ from mistral.corpus import Piece, Plan, SourceFile, plan_units
 from mistral.documents import Bad
 from mistral.errors import DataError
 from mistral.readers import read_piece
-from mistral.splitting import belongs_to_validation
+from mistral.splitting import first_train_digest
 from mistral.yamltext import write_yaml
 
 CONFIG = Path(__file__).parent.parent / "conf" / "experiments" / "quickstart.yaml"
@@ -320,4 +320,12 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path):
 def test_the_split_is_the_documented_function_of_the_text(text, fraction):
     raw = text.encode()
     number = int(hashlib.sha256(raw).hexdigest()[:16], 16)
-    assert belongs_to_validation(hashlib.sha256(raw).digest(), fraction) == (number / 2**64 < fraction)
+    assert (hashlib.sha256(raw).digest() < first_train_digest(fraction)) == (number / 2**64 < fraction)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(-3, 3))
+def test_the_least_digest_that_is_not_validation_is_exact(fraction, step):
+    first = first_train_digest(fraction)
+    number = min(max(int.from_bytes(first[:8], "big") + step, 0), 2**64 - 1)
+    digest = number.to_bytes(8, "big") + bytes(24)
+    assert (digest < first) == (number / 2**64 < fraction)
