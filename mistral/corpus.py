@@ -15,7 +15,7 @@ from typing import Any, Self
 from mistral.config import Experiment, FilesSource, HubSource, PackageSource
 from mistral.errors import DataError
 from mistral.files import digest_of
-from mistral.hubsource import open_dataset, saved_dataset
+from mistral.hubsource import fetched_commit, open_dataset, saved_dataset
 
 FORMATS = (".jsonl.gz", ".jsonl.zst", ".jsonl", ".json", ".parquet", ".txt", ".md")
 COMPRESSED = (".jsonl.gz", ".jsonl.zst")
@@ -102,6 +102,7 @@ class Plan:
 
     units: tuple[Unit, ...]
     files: dict[str, SourceFile]
+    commits: tuple[str | None, ...] = ()  # of each source: the commit that it was fetched at from the Hub
 
 
 def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Plan:
@@ -120,21 +121,24 @@ def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Pla
     split = "train" if data.brings_validation() or not data.validation_fraction else BY_HASH
     files: dict[str, SourceFile] = {}
     pieces: list[Piece] = []
+    commits: list[str | None] = []
     limit = data.unit_megabytes * 1_000_000
     for number, source in enumerate(data.sources()):
         prefix = f"{number}/" if number else ""
         if isinstance(source, HubSource):
             folder = saved_dataset(experiment, source, sources, fetch)
+            commits.append(fetched_commit(folder))
             for part, target in _dataset_parts(source, split):
                 files[prefix + part] = SourceFile.at(folder, part)
                 own = _dataset_pieces(folder, part, target, limit, source.validation_split is not None)
                 pieces.extend(replace(piece, name=prefix + piece.name, source=number) for piece in own)
         else:
+            commits.append(None)
             for path, name, target in _files(experiment, source, split):
                 files[prefix + name] = SourceFile.at(path)
                 own = _file_pieces(path, prefix + name, target, source.document == "line", limit)
                 pieces.extend(replace(piece, source=number) for piece in own)
-    return Plan(tuple(_units(pieces, limit)), files)
+    return Plan(tuple(_units(pieces, limit)), files, tuple(commits))
 
 
 def _dataset_parts(source: HubSource, split: str) -> Iterator[tuple[str, str]]:

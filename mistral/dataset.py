@@ -1,6 +1,6 @@
 """recorded units -> one sealed dataset, and a split of it -> a stream of sequences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,13 @@ def unit_names(manifest: Manifest, dataset: str) -> list[str]:
 
 
 def seal(
-    manifest: Manifest, experiment: Experiment, tokenizer: Tokenizer, units: list[Record], whole_sequence: bool = True
+    manifest: Manifest,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    units: list[Record],
+    *,
+    commits: Sequence[str | None],
+    whole_sequence: bool = True,
 ) -> Record:
     """Record that a dataset is whole.
 
@@ -33,6 +39,7 @@ def seal(
         experiment: whose data it is.
         tokenizer: what made the tokens.
         units: the records of all units, in order.
+        commits: of each source, the commit of the Hub that it was fetched at.
         whole_sequence: whether each split must hold one; an evaluation set may be shorter, but not empty.
 
     Raises:
@@ -51,7 +58,7 @@ def seal(
         "end_of_text_id": tokenizer.end_of_text_id,
         "tokenizer_sha256": tokenizer.sha256,
         "splits": splits,
-        "sources": _shares(units),
+        "sources": _shares(units, commits),
         "skipped": _sums(record.facts["skipped"] for record in units),
         "source_bytes": sum(record.facts["source_bytes"] for record in units),
         "timing": _sums(record.facts["timing"] for record in units),
@@ -74,8 +81,8 @@ def _sums(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return dict(sorted(sums.items()))
 
 
-def _shares(units: list[Record]) -> list[dict[str, Any]]:
-    """Documents, tokens and bytes of text of each source, in the order of the config; a unit has one source."""
+def _shares(units: list[Record], commits: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Documents, tokens and bytes of text of each source, and its commit; a unit has one source."""
     shares: dict[int, list[dict[str, Any]]] = {}
     for record in units:
         counts = [
@@ -83,7 +90,10 @@ def _shares(units: list[Record]) -> list[dict[str, Any]]:
             for facts in record.facts["splits"].values()
         ]
         shares.setdefault(record.facts["pieces"][0]["source"], []).extend(counts)
-    return [_sums(counts) for _, counts in sorted(shares.items())]
+    return [
+        _sums(shares.get(number, [])) | ({} if commit is None else {"commit": commit})
+        for number, commit in enumerate(commits)
+    ]
 
 
 def _write_validation_documents(manifest: Manifest, dataset: str, units: list[Record]) -> list[Path]:

@@ -4,16 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from mistral.config import Experiment, HubSource
-from mistral.errors import DataError
+from mistral.errors import DataError, MistralError
 from mistral.files import (
+    canonical_json,
     digest_of,
     fsync_file,
     fsync_folder,
     make_folder,
+    read_json,
     remove_folder,
     storage_errors,
     temporary_beside,
 )
+
+COMMIT = "fetched.json"  # in a fetched folder: from where, and at which commit
 
 
 def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetch: bool) -> Path:
@@ -34,24 +38,33 @@ def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetc
     return folder
 
 
+def fetched_commit(folder: Path) -> str | None:
+    """The commit of the Hub that a folder was fetched at; None if it was not fetched."""
+    path = folder / COMMIT
+    return str(read_json(path)["commit"]) if path.exists() else None
+
+
 def _fetch(source: HubSource, folder: Path) -> None:
+    """Fetch a dataset at the commit that its revision names now, and keep that commit beside it."""
     import datasets
+    from huggingface_hub import HfApi
 
     splits = [source.split] + ([source.validation_split] if source.validation_split else [])
     temporary = temporary_beside(folder)
     make_folder(folder.parent)
     try:
+        commit = HfApi().dataset_info(source.hub, revision=source.revision).sha
         loaded = datasets.DatasetDict(
-            {
-                split: datasets.load_dataset(source.hub, source.config, revision=source.revision, split=split)
-                for split in splits
-            }
+            {split: datasets.load_dataset(source.hub, source.config, revision=commit, split=split) for split in splits}
         )
         with storage_errors(folder):
             loaded.save_to_disk(str(temporary))
+            (temporary / COMMIT).write_bytes(canonical_json({"commit": commit, **source.model_dump(mode="json")}))
             _make_durable(temporary)
             _take_place(temporary, folder)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except MistralError:
+        raise
+    except Exception as error:  # every library below has its own word for having no network
         raise DataError(
             f"data.source.hub: found no dataset {source.hub} at revision {source.revision} ({error})\n"
             "  expected a folder written by save_to_disk, or a dataset of the Hub and a network: run preprocess where "

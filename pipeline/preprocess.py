@@ -156,7 +156,7 @@ def prepare(
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
     require_same_source(experiment, manifest, plan)  # what other tasks read meanwhile
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
-    whole = seal(manifest, experiment, tokenizer, records, whole_sequence=measures is None)
+    whole = seal(manifest, experiment, tokenizer, records, commits=plan.commits, whole_sequence=measures is None)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
 
 

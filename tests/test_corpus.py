@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -205,25 +204,6 @@ def test_a_dataset_without_splits_does_not_stand_in_for_its_own_validation(tmp_p
     assert read(plan(tmp_path, {"hub": "saved"})) == TEXTS
     with pytest.raises(DataError, match="without splits"):
         plan(tmp_path, {"hub": "saved", "validation_split": "validation"})
-
-
-def test_a_hub_dataset_is_fetched_once_and_then_needs_no_network(tmp_path, monkeypatch):
-    calls = []
-
-    def load(name: str, config: str | None, *, revision: str, split: str) -> datasets.Dataset:
-        calls.append((name, config, revision, split))
-        return datasets.Dataset.from_dict({"text": TEXTS})
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    source = {"hub": "some/corpus", "config": "raw", "revision": "abc"}
-    assert read(plan(tmp_path, source)) == TEXTS
-    assert read(plan(tmp_path, source)) == TEXTS
-    assert calls == [("some/corpus", "raw", "abc", "train")]
-    assert [path.name.partition("-")[0] for path in (tmp_path / "sources").iterdir()] == ["some"]
-    shutil.rmtree(tmp_path / "sources")
-    with pytest.raises(DataError, match="expected the fetched dataset"):
-        plan_units(experiment(tmp_path, source), tmp_path / "sources", fetch=False)
-    assert len(calls) == 1
 
 
 # --- bad documents ----------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""A Hugging Face Hub on loopback, as far as fetching needs one: repositories of files, at commits, over HTTP."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+Files = dict[str, bytes]
+
+
+class Hub:
+    """Repositories by `datasets/<name>` or `models/<name>`; each has one commit per set of files, the last is main."""
+
+    def __init__(self) -> None:
+        self.commits: dict[str, dict[str, Files]] = {}
+        self.requests: list[str] = []
+
+    def commit(self, repository: str, files: Files) -> str:
+        """Add a commit; returns its hash."""
+        digest = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.commits.setdefault(repository, {})[digest] = files
+        return digest
+
+    def find(self, repository: str, revision: str) -> tuple[str, Files] | None:
+        """The commit that a revision names, and its files."""
+        commits = self.commits.get(repository, {})
+        name = list(commits)[-1] if revision == "main" and commits else revision
+        return (name, commits[name]) if name in commits else None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers what huggingface_hub asks."""
+
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+    def do_HEAD(self) -> None:
+        """As GET, without the body."""
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        """Information about a repository, a listing, or a file."""
+        self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """Information about some paths."""
+        length = int(self.headers.get("Content-Length", 0))
+        self._answer(body=True, asked=self.rfile.read(length).decode())
+
+    def _answer(self, body: bool, asked: str = "") -> None:
+        path = unquote(urlparse(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        status, headers, data = self._reply(path.strip("/").split("/"), asked)
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def _reply(self, parts: list[str], asked: str) -> tuple[int, dict[str, str], bytes]:
+        if parts[0] == "api" and parts[1] in ("datasets", "models"):
+            return self._api("/".join(parts[1:4]), parts[4:], asked)
+        if "resolve" in parts:
+            at = parts.index("resolve")
+            kind = [] if parts[0] == "datasets" else ["models"]
+            return self._file("/".join([*kind, *parts[:at]]), parts[at + 1], "/".join(parts[at + 2 :]))
+        return 404, {}, b"{}"
+
+    def _api(self, repository: str, rest: list[str], asked: str) -> tuple[int, dict[str, str], bytes]:
+        revision = "/".join(rest[1:2]) or "main"
+        found = self.hub.find(repository, revision)
+        if found is None:
+            code = "RevisionNotFound" if repository in self.hub.commits else "RepoNotFound"
+            return 404, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
+        commit, files = found
+        if rest[:1] == ["tree"]:
+            return _json(_listing("/".join(rest[2:]), files))
+        if rest[:1] == ["paths-info"]:
+            return _json([_entry(name, data) for name, data in sorted(files.items()) if name in unquote(asked)])
+        siblings = [{"rfilename": name} for name in sorted(files)]
+        name = repository.partition("/")[2]
+        return _json({"_id": "1", "id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+
+    def _file(self, repository: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
+        found = self.hub.find(repository, revision)
+        if found is None or name not in found[1]:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "EntryNotFound"}, b""
+        data = found[1][name]
+        return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}, data
+
+
+def _json(value: object) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _entry(name: str, data: bytes) -> dict[str, object]:
+    return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+
+def _listing(folder: str, files: Files) -> list[dict[str, object]]:
+    """What stands in a folder, by name: files, and folders of files."""
+    prefix = f"{folder}/" if folder else ""
+    entries: dict[str, dict[str, object]] = {}
+    for name, data in sorted(files.items()):
+        if name.startswith(prefix):
+            first, slash, _ = name.removeprefix(prefix).partition("/")
+            path = prefix + first
+            entries[path] = {"type": "directory", "path": path, "oid": "0" * 40} if slash else _entry(path, data)
+    return list(entries.values())
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[str]:
+    """Serve a hub; gives the address for HF_ENDPOINT."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
