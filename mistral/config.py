@@ -1,8 +1,8 @@
 """YAML -> frozen, validated Experiment and Cluster, and the digests of the parts that decide a result.
 
 Two files, *what* to train and *where* to run it; each complete in itself. mistral/sections.py and datasections.py have
-the sections of an experiment, mistral/yamltext.py reads the files, and mistral/configerrors.py turns what is wrong into
-one message.
+the sections of an experiment, clusters.py those of a cluster; mistral/yamltext.py reads the files, and
+mistral/configerrors.py turns what is wrong into one message.
 """
 
 import difflib
@@ -12,15 +12,17 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError
 
+from mistral.clusters import ArrayStage, Cluster, Stages, TrainStage
 from mistral.configerrors import explain
 from mistral.datasections import Data, FilesSource, HubSource, PackageSource, TrainedTokenizer
 from mistral.errors import ConfigError
 from mistral.evaluationsets import STRIDE_TOKENS, Evaluation
-from mistral.section import Check, Count, Name, Positive, Section
+from mistral.section import Check, Name, Section
 from mistral.sections import Checkpoints, Export, Model, Seeds, Training
 from mistral.yamltext import override, read_yaml, write_yaml
 
 __all__ = [
+    "ArrayStage",
     "Checkpoints",
     "Cluster",
     "Data",
@@ -32,6 +34,8 @@ __all__ = [
     "Model",
     "PackageSource",
     "Seeds",
+    "Stages",
+    "TrainStage",
     "TrainedTokenizer",
     "Training",
     "find_config",
@@ -149,60 +153,6 @@ class Experiment(Section):
             "model": self.model.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude={"logging_steps"}),
         }
-
-
-# --- where: the cluster -----------------------------------------------------------------------------------------
-
-
-class ArrayStage(Section):
-    """Resources of one task of preprocess or export."""
-
-    tasks: Positive = 1
-    cpus_per_task: Positive = 1
-    memory_gigabytes: Positive = 8
-    minutes: Positive = 60
-    array_width: Positive = 8  # tasks that may run at a time
-
-
-class TrainStage(Section):
-    """Resources of one training run."""
-
-    nodes: Positive = 1
-    ranks_per_node: Positive = 1
-    gpus_per_node: Count = 0
-    cpus_per_rank: Positive = 1
-    threads_per_rank: Positive = 1
-    memory_gigabytes: Positive = 16
-    minutes: Positive = 1440
-    array_width: Positive = 1
-    max_attempts_without_progress: Positive = 3
-
-    def world_size(self) -> int:
-        """Ranks of one run."""
-        return self.nodes * self.ranks_per_node
-
-
-class Stages(Section):
-    """Resources of the three stages."""
-
-    preprocess: ArrayStage = ArrayStage()
-    train: TrainStage = TrainStage()
-    export: ArrayStage = ArrayStage()
-
-
-class Cluster(Section):
-    """Where to run."""
-
-    name: Name
-    executor: Literal["local", "slurm"]
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    extra: Mapping[str, str | int | bool] = {}  # other sbatch options
-    setup: tuple[str, ...] = ()  # shell lines before each task: modules, a virtual environment
-    stages: Stages = Stages()
 
 
 # --- loading ----------------------------------------------------------------------------------------------------

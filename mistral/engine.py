@@ -89,9 +89,22 @@ def connect(ranks: Ranks, training: Training, needs_gpu: bool) -> torch.device:
         torch.cuda.set_device(index)
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
-        where: dict[str, Any] = {} if ranks.world_size > 1 else {"store": torch._C._distributed_c10d.HashStore()}
-        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT, **where)
+        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT, **_store(ranks))
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _store(ranks: Ranks) -> dict[str, Any]:
+    """Where the ranks meet: torch finds MASTER_ADDR and MASTER_PORT by itself.
+
+    With MASTER_LISTEN_FD in the environment rank 0 listens already, on that descriptor (the others have it empty).
+    """
+    if ranks.world_size == 1:
+        return {"store": torch._C._distributed_c10d.HashStore()}
+    if "MASTER_LISTEN_FD" not in os.environ:
+        return {}
+    listening, place = os.environ["MASTER_LISTEN_FD"], (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    server: dict[str, Any] = {"is_master": True, "master_listen_fd": int(listening)} if listening else {}
+    return {"store": torch._C._distributed_c10d.TCPStore(*place, ranks.world_size, timeout=TIMEOUT, **server)}
 
 
 def _device_index(ranks: Ranks) -> int:

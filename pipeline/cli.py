@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from mistral import __version__
-from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from mistral.errors import Findings, MistralError, Stopped
+from pipeline import cli_slurm
+from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
 from pipeline.options import Command, debug_option, inspection, seed_option, stage, task_options
 
@@ -37,26 +39,13 @@ def cli() -> None:
     """
 
 
-def require_local(context: "Context", task: int | None) -> None:
-    """Stages run on this machine, or as single tasks inside a job.
-
-    Raises:
-        ConfigError: the cluster file asks for Slurm, and no task is named.
-    """
-    if context.cluster.executor == "slurm" and task is None:
-        raise ConfigError(
-            f"--cluster {context.cluster.name}: found executor slurm, and this version does not submit jobs itself\n"
-            "  call it with --task N inside a job of your own, or use --cluster local"
-        )
-
-
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline run quickstart --workspace /scratch/me/quickstart")
 @stage
 @seed_option
 @click.option("--sample/--no-sample", default=True, help="End with a sample of generated text.")
+@submits("preprocess", "train", "export")
 def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bool) -> None:
     """All three stages: preprocess, train, export."""
-    require_local(context, None)
     from dataclasses import replace
 
     from pipeline.train import train
@@ -84,6 +73,7 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     "--peek", type=click.IntRange(min=1), metavar="N", help="Print the first N documents as the model sees them."
 )
 @click.option("--fetch-only", is_flag=True, help="Fetch what comes from a network into the workspace, and stop.")
+@submits("preprocess")
 def preprocess(
     context: "Context", *, as_json: bool, task: int | None, tasks: int | None, peek: int | None, fetch_only: bool
 ) -> None:
@@ -98,7 +88,6 @@ def preprocess(
 
         click.echo(fetch(context.experiment, context.workspace))
     else:
-        require_local(context, task)
         show(do_preprocess(context, task, tasks), as_json)
 
 
@@ -119,6 +108,7 @@ def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> An
 @task_options(tasks=False)
 @click.option("--allow-drift", is_flag=True, help="Train a seed that differs from its siblings, and record how.")
 @click.option("--steal-lease", is_flag=True, help="Take a run over from a process that cannot be asked.")
+@submits("train")
 def train(
     context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
 ) -> None:
@@ -130,11 +120,10 @@ def train(
 
     from pipeline import train as command
 
-    require_local(context, task)
     flags = [f for f, on in (("--allow-drift", allow_drift), ("--steal-lease", steal_lease)) if on]
     context = replace(context, task_arguments=(*context.task_arguments, *flags))
     if task is not None:
-        command.train_task(context, task, command.TrainOptions(allow_drift, steal_lease))
+        command.train_task(context, task, cli_slurm.train_options(allow_drift, steal_lease))
         return
     failures: list[Findings] = []
     with held(failures):
@@ -148,6 +137,7 @@ def train(
 @click.option("--step", "steps", type=click.IntRange(min=0), multiple=True, metavar="N", help="Only this step.")
 @click.option("--all-steps", is_flag=True, help="Every recorded step (the default without --step).")
 @task_options(tasks=True)
+@submits("export")
 def export(
     context: "Context",
     *,
@@ -159,9 +149,6 @@ def export(
     tasks: int | None,
 ) -> None:
     """Turn recorded checkpoints into Hugging Face model folders."""
-    if steps and all_steps:
-        raise click.UsageError("--step and --all-steps exclude each other; give one of them")
-    require_local(context, task)
     show(do_export(context, seeds, steps, task, tasks), as_json)
 
 
@@ -187,8 +174,9 @@ def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: 
     from pipeline.status import status
 
     while True:
-        report = status(experiment, workspace)
-        click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_table())
+        report, jobs = status(experiment, workspace), cli_slurm.jobs_of(workspace, experiment)
+        told = json.dumps(report.to_json() | {"jobs": jobs}, indent=2) if as_json else report.as_table()
+        click.echo(told if as_json else told + cli_slurm.as_lines(jobs))
         if not watch:
             return
         time.sleep(10)
@@ -238,6 +226,10 @@ def generate(context: "Context", *, as_json: bool, seed: str, step: int | None, 
     """Continue a prompt with an exported model."""
     [chosen] = context.experiment.choose_seeds([seed])
     show_sample(context, chosen, step, prompt, tokens, as_json=as_json)
+
+
+for command in (cli_slurm.logs, cli_slurm.cancel, cli_slurm.again):
+    cli.add_command(command)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------

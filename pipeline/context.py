@@ -12,7 +12,8 @@ from mistral.workspace import Workspace
 class Context:
     """The common part of a command's arguments.
 
-    `task_arguments` is the command line of one task of the stage, to which `--task N` is added.
+    `task_arguments` is the command line of one task of the stage, to which `--task N` is added; `wait` says that jobs
+    are followed to their end.
     """
 
     experiment: Experiment
@@ -20,6 +21,7 @@ class Context:
     workspace: Workspace
     progress: Progress
     task_arguments: tuple[str, ...] = ()
+    wait: bool = False
 
     @property
     def manifest(self) -> Manifest:

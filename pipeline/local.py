@@ -122,6 +122,14 @@ def free_port() -> int:
         return port
 
 
+RECEIVED: list[str] = []  # the signals that asked this process to stop, in the order in which they came
+
+
+def signals_received() -> list[str]:
+    """`SIGUSR2`, `SIGTERM`, ...: what asked this process to stop."""
+    return list(RECEIVED)
+
+
 class StopFlag:
     """Raised by SIGINT, SIGTERM or SIGUSR2; the training loop looks at it between two steps."""
 
@@ -134,6 +142,7 @@ class StopFlag:
         return self.raised
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
+        RECEIVED.append(signal.Signals(number).name)
         self.raised = True
 
     def restore(self) -> None:
@@ -149,6 +158,7 @@ def stop_on_sigterm() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    RECEIVED.append(signal.Signals(number).name)
     raise Stopped(f"stopped by {signal.Signals(number).name}\n  run the same command to go on")
 
 

@@ -58,7 +58,7 @@ def stage(function: Function) -> Callable[..., None]:
         experiment, cluster = [str(path.absolute()) for path in files]  # a task may start in another folder
         arguments = [function.__name__, experiment, "--workspace", str(workspace.absolute()), "--cluster", cluster]
         arguments += [part for override in overrides for part in ("--set", override)]
-        function(make_context(experiment, workspace, cluster, overrides, arguments), **options)
+        function(make_context(experiment, workspace, cluster, overrides, arguments, wait=wait), **options)
 
     decorated: Callable[..., None] = call
     for option in (debug_option, wait_option, json_option, set_option, cluster_option, workspace_option):
@@ -99,7 +99,13 @@ def task_options(tasks: bool) -> Callable[[Function], Function]:
 
 
 def make_context(
-    experiment: str, workspace: Path, cluster: str, overrides: tuple[str, ...], arguments: Sequence[str]
+    experiment: str,
+    workspace: Path,
+    cluster: str,
+    overrides: tuple[str, ...],
+    arguments: Sequence[str],
+    *,
+    wait: bool = False,
 ) -> "Context":
     """Load and check everything that a command works on."""
     from mistral.config import load_cluster, load_experiment
@@ -108,4 +114,4 @@ def make_context(
     from pipeline.reporter import Reporter
 
     loaded, place = load_experiment(experiment, overrides), Workspace(workspace.absolute())
-    return Context(loaded, load_cluster(cluster), place, Reporter(), tuple(arguments))
+    return Context(loaded, load_cluster(cluster), place, Reporter(), tuple(arguments), wait)

@@ -4,14 +4,15 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
-from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from mistral.errors import ConfigError, EnvironmentProblem, Findings, MistralError, Stopped
+from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
 from pipeline import local
@@ -28,6 +29,8 @@ class TrainOptions:
 
     allow_drift: bool = False
     steal_lease: bool = False
+    owner: Callable[[], Owner] = local.process_owner
+    owner_is_alive: Callable[[Owner], bool | None] = local.is_alive
 
 
 def train(context: Context, names: Sequence[str] = ()) -> None:
@@ -114,9 +117,14 @@ def train_task(context: Context, task: int, options: TrainOptions) -> None:
         context.progress.say(f"{run}: complete, nothing to train")
         return
     experiment.training.accumulation_steps(stage.world_size())
-    if "RANK" in os.environ or stage.ranks_per_node == 1:
+    if "RANK" in os.environ or stage.world_size() == 1:
         be_rank(context, seed, dataset_record(experiment, context.manifest), options)
         return
+    if stage.nodes > 1:
+        raise EnvironmentProblem(
+            f"{run}: found one process, expected {stage.world_size()} ranks on {stage.nodes} nodes, started by srun\n"
+            "  leave --task out to have jobs submitted, or use slurm/train.sbatch"
+        )
     command = local.command_line((*context.task_arguments, "--task", str(task)))
     report_ranks(run, local.run_together(command, local.rank_environments(stage.ranks_per_node)))
 
@@ -183,7 +191,7 @@ def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
     siblings = [experiment.run_name(seed) for seed in experiment.seeds if seed != run.seed]
     facts = cohort.begin_facts(experiment, run.seed, run.dataset.content, run.numerics())
     folder = run.manifest.workspace.run(run.name)
-    held = lease.acquire(folder, local.process_owner(), local.is_alive, steal=options.steal_lease)
+    held = lease.acquire(folder, options.owner(), options.owner_is_alive, steal=options.steal_lease)
     try:
         begun = cohort.begin(run.manifest, run.name, facts, siblings, options.allow_drift)
         write_config(run)

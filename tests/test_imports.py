@@ -20,8 +20,9 @@ IMPORTS = {
     "mistral": "",
     "mistral.batches": "config errors order shards",
     "mistral.checkpoints": "config engine errors files lease manifest workspace",
+    "mistral.clusters": "section",
     "mistral.cohort": "config errors files manifest provenance",
-    "mistral.config": "configerrors datasections errors evaluationsets files section sections yamltext",
+    "mistral.config": "clusters configerrors datasections errors evaluationsets files section sections yamltext",
     "mistral.configerrors": "section",
     "mistral.corpus": "config errors files hubsource",
     "mistral.datasections": "files section",
@@ -70,6 +71,8 @@ IMPORTS = {
     "mistral.yamltext": "errors",
     "pipeline": "",
     "pipeline.cli": f"{ALL_OF_MISTRAL} pipeline.* slurm.*",
+    "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.options pipeline.preprocess pipeline.results "
+    "pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
     "pipeline.evaluate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.results",
     "pipeline.export": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
@@ -85,15 +88,20 @@ IMPORTS = {
     "pipeline.train": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
     "pipeline.verify": f"{ALL_OF_MISTRAL} pipeline.context",
     "slurm": "",
-    "slurm.rendezvous": "errors",
-    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.rendezvous",
+    "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.queue slurm.rendezvous slurm.submissions slurm.task",
+    "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
+    "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
+    "slurm.attempt slurm.submit",
+    "slurm.queue": "errors",
+    "slurm.rendezvous": "errors files",
+    "slurm.submissions": f"{ALL_OF_MISTRAL} slurm.queue",
+    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue slurm.submissions slurm.task",
+    "slurm.task": "",
 }
 # Rows that were written before their files; a row leaves this set when its file arrives.
 PLANNED = {
     "pipeline.plan",
     "pipeline.report",
-    "slurm.rendezvous",
-    "slurm.submit",
 }
 HOMES = {  # the only places that may import a library
     "submitit": ("slurm.",),

@@ -1,0 +1,257 @@
+"""command line -> jobs in Slurm: stages submitted and followed, logs, cancel; cli.py adds these to its commands."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mistral.errors import ConfigError, Findings
+from pipeline.options import Command, json_option, seed_option, set_option, workspace_option
+
+if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
+    from mistral.config import Experiment
+    from mistral.workspace import Workspace
+    from pipeline.context import Context
+    from pipeline.train import TrainOptions
+    from slurm.submit import Job, Plan
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+STAGES = ("preprocess", "train", "export")
+WORKS_HERE = ("task", "peek")  # options with which a command works here, whatever the cluster
+stage_option = click.option("--stage", "stage_name", type=click.Choice(STAGES), help="Only this stage.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what sbatch would get, and submit nothing.")
+
+
+def submits(*stages: str) -> Callable[[Function], Callable[..., None]]:
+    """Turn the stages of a command into jobs where the cluster file says Slurm; one task is an attempt, made here."""
+
+    def decorate(function: Function) -> Callable[..., None]:
+        @functools.wraps(function)
+        def call(context: "Context", *, dry_run: bool, **options: Any) -> None:
+            if options.get("steps") and options.get("all_steps"):
+                raise click.UsageError("--step and --all-steps exclude each other; give one of them")
+            here = options.get("fetch_only") or any(options.get(name) is not None for name in WORKS_HERE)
+            if context.cluster.executor == "slurm" and not here:
+                submit_stages(context, stages, options, dry_run)
+            elif dry_run:
+                raise click.UsageError("found --dry-run where nothing is submitted, expected a --cluster of Slurm")
+            else:
+                with one_attempt(context, stages[0], options.get("task")):
+                    function(context, **options)
+
+        decorated: Callable[..., None] = call
+        return dry_run_option(decorated)
+
+    return decorate
+
+
+@contextlib.contextmanager
+def one_attempt(context: "Context", stage: str, task: int | None) -> Iterator[None]:
+    """Do a task here: in a Slurm job its ranks meet and its attempts are counted; elsewhere nothing happens."""
+    if task is None:
+        yield
+        return
+    from slurm.attempt import attempt
+    from slurm.plans import goal_of
+
+    with attempt(context.workspace, goal_of(context, stage, task)):
+        yield
+
+
+def train_options(allow_drift: bool, steal_lease: bool) -> "TrainOptions":
+    """What the command line says, and who owns a run."""
+    from pipeline.train import TrainOptions
+    from slurm.attempt import owner, owner_is_alive
+
+    return TrainOptions(allow_drift, steal_lease, owner, owner_is_alive)
+
+
+def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, Any], dry_run: bool) -> None:
+    """Submit what is missing of some stages, each waiting for the one before it; with --wait follow to the end.
+
+    Args:
+        context: what, and where.
+        stages: in their order.
+        options: of the command line.
+        dry_run: print what would be submitted, and submit nothing.
+
+    Raises:
+        Findings: the jobs have ended and something is still missing; gives the reasons.
+    """
+    from slurm import plans
+    from slurm.submit import dry_run as text_of
+    from slurm.submit import submit
+
+    flags = [f"--{name.replace('_', '-')}" for name in ("allow_drift", "steal_lease") if options.get(name)]
+    choice = plans.Choice(options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), flags)
+    if "preprocess" in stages and not dry_run:
+        fetch_here(context)
+    planned = plans.make_plans(context, stages, choice)
+    if dry_run:
+        click.echo(text_of(context, planned))
+        return
+    jobs = submit(context, planned)
+    tell(context, jobs, options["as_json"])
+    if context.wait:
+        from slurm.follow import follow
+
+        follow(context.workspace, context.experiment.name, context.progress)
+        tell_results(context, stages, choice.seeds, options["as_json"])
+        refuse_missing(context, plans.make_plans(context, stages, choice))
+
+
+def tell_results(context: "Context", stages: Sequence[str], seeds: Sequence[str], as_json: bool) -> None:
+    """Print the final table, where something was trained."""
+    from pipeline.results import as_table, results
+
+    if "train" in stages:
+        rows = results(context, context.experiment.choose_seeds(seeds))
+        click.echo(json.dumps(rows, indent=2) if as_json else as_table(rows))
+
+
+def fetch_here(context: "Context") -> None:
+    """Fetch what comes from a network where the command is typed: nodes need none."""
+    from mistral.dataset import SEAL
+    from pipeline.preprocess import fetch
+
+    if any(context.manifest.find("preprocess", (name, SEAL)) is None for name in context.experiment.dataset_names()):
+        context.progress.say(fetch(context.experiment, context.workspace))
+
+
+def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
+    """Print the jobs, and what to look at; of JSON there is one text only, at the end."""
+    if as_json and context.wait:
+        return
+    if as_json:
+        rows = [
+            {"stage": j.stage, "job": j.number, "tasks": j.names, "found": j.found, "folder": str(j.submission.folder)}
+            for j in jobs
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for job in jobs:
+        click.echo(job.line())
+    experiment, workspace = context.task_arguments[1], context.workspace.root
+    hint = f"see: mistral-pipeline status {experiment} --workspace {workspace}"
+    click.echo(hint if jobs else f"{context.experiment.name}: nothing to do")
+
+
+def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
+    """Check that nothing is missing any more.
+
+    Raises:
+        Findings: something is; gives the reasons.
+    """
+    from slurm import submissions
+    from slurm.follow import why_ended
+
+    recorded = submissions.recorded(context.workspace, context.experiment.name)
+    lines = []
+    for plan in plans:
+        newest = [submission for submission in recorded if submission.stage == plan.stage]
+        for number, name in plan.units:
+            reasons = [why_ended(context.workspace, submission, number) for submission in newest]
+            reason = next(filter(None, reversed(reasons)), "no reason was left; look at the log")
+            lines.append(f"  {plan.stage} {name}: {reason}")
+    if lines:
+        raise Findings("found that jobs ended and left work undone:\n" + "\n".join(lines))
+
+
+def jobs_of(workspace: "Workspace", experiment: "Experiment | None") -> list[dict[str, str]] | None:
+    """The tasks that wait or run in Slurm, which is asked at most once; None if it does not answer."""
+    if not (workspace.root / "jobs").is_dir():
+        return []
+    from slurm.follow import active, rows
+
+    tasks = active(workspace, experiment.name if experiment else None)
+    return None if tasks is None else [asdict(row) for row in rows(tasks)]
+
+
+def as_lines(jobs: list[dict[str, str]] | None) -> str:
+    """A table of jobs that follows another text; nothing if there are none."""
+    from pipeline.results import as_table
+
+    if jobs is None:
+        return "\n\njobs: unknown, Slurm does not answer"
+    return f"\n\n{as_table(jobs, tuple(jobs[0]))}" if jobs else ""
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command, epilog="Example:\n  mistral-pipeline logs gpt2-small --seed alias --follow")
+@click.argument("experiment")
+@workspace_option
+@set_option
+@click.option("--seed", metavar="NAME", help="Whose training; the first task unless given.")
+@stage_option
+@click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Of which rank.")
+@click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
+def logs(  # noqa: PLR0917  click calls it by keywords
+    experiment: str,
+    workspace: Path,
+    overrides: tuple[str, ...],
+    seed: str | None,
+    stage_name: str | None,
+    rank: int,
+    follow: bool,
+) -> None:
+    """The log of a task that was submitted to Slurm."""
+    from mistral.config import load_experiment
+    from mistral.workspace import Workspace
+    from slurm.follow import lines_of, log_of
+
+    loaded = load_experiment(experiment, overrides)
+    run = loaded.run_name(loaded.choose_seeds([seed])[0]) if seed else None
+    path = log_of(Workspace(workspace.absolute()), loaded.name, stage_name or "train", run, rank)
+    click.echo(str(path), err=True)
+    for line in lines_of(path, follow):
+        click.echo(line)
+
+
+@click.command(cls=Command, epilog="Example:\n  mistral-pipeline cancel gpt2-small --seed alias")
+@click.argument("experiment")
+@workspace_option
+@set_option
+@seed_option
+@stage_option
+@json_option
+def cancel(  # noqa: PLR0917  click calls it by keywords
+    experiment: str,
+    workspace: Path,
+    overrides: tuple[str, ...],
+    seeds: tuple[str, ...],
+    stage_name: str | None,
+    as_json: bool,
+) -> None:
+    """End jobs of an experiment: those that run save their state and leave."""
+    from mistral.config import load_experiment
+    from mistral.workspace import Workspace
+    from slurm import queue
+    from slurm.follow import active
+
+    loaded = load_experiment(experiment, overrides)
+    runs = [loaded.run_name(seed) for seed in loaded.choose_seeds(seeds)]
+    found = active(Workspace(workspace.absolute()), loaded.name, "train" if seeds else stage_name)
+    if found is None:
+        raise ConfigError("found no answer from squeue, expected Slurm's list of jobs; nothing was cancelled")
+    labels = [task.job.label for task in found if not seeds or task.name in runs]
+    if labels:
+        queue.cancel(labels)
+    click.echo(json.dumps(labels) if as_json else f"cancelled {len(labels)} tasks: {', '.join(labels)}".rstrip(": "))
+
+
+@click.command(cls=Command, hidden=True)
+@workspace_option
+@click.option("--code", type=int, required=True, help="How the step of this job ended.")
+def again(workspace: Path, code: int) -> None:
+    """What a batch script ends with: run the job again, or say why not."""
+    from mistral.workspace import Workspace
+    from slurm.attempt import again
+
+    again(Workspace(workspace.absolute()), code)

@@ -1,0 +1,201 @@
+"""one attempt of a task in a Slurm job -> its ranks, its owner, why it ended, and whether it is run again.
+
+workspace/jobs/attempts/<job>/0002.begin   attempt 2 (Slurm's restart count): what of its task was recorded by then
+workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file
+
+Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
+script asks `again`, once its step has ended; attempts that make no progress are bounded either way.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mistral.errors import Findings, MistralError, Stopped
+from mistral.files import canonical_json, publish_bytes, read_json, remove_folder
+from mistral.manifest import Manifest
+from mistral.workspace import Workspace
+from pipeline import local
+from slurm import queue, rendezvous, task
+from slurm.submissions import jobs_folder
+
+Facts = dict[str, Any]
+ATTEMPTS = 3  # in a row that may make no progress, where the cluster file says nothing
+
+
+def job_label() -> str | None:
+    """This job as Slurm's commands call it: `12_3` in an array, else `12`; None outside of Slurm."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a task makes: records under these keys of a stage; and how many attempts in a row may add none."""
+
+    stage: str
+    keys: tuple[tuple[str, ...], ...]
+    attempts: int
+
+    def progress(self, manifest: Manifest) -> str:
+        """What is recorded; the same text if nothing was added."""
+        listed = [manifest.names(self.stage, tuple(key)) for key in self.keys]
+        return " ".join(f"{len(names)}:{names[-1] if names else ''}" for names in listed)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a task."""
+
+    folder: Path
+    job: str
+    restart: int
+
+    @classmethod
+    def here(cls, workspace: Workspace) -> "Attempt | None":
+        """The attempt that this process belongs to; None outside of Slurm."""
+        job = job_label()
+        return None if job is None else cls(jobs_folder(workspace, "attempts") / job, job, restart_count())
+
+    def path(self, kind: str, restart: int | None = None) -> Path:
+        """`0002.begin` or `0002.end`."""
+        return self.folder / f"{self.restart if restart is None else restart:04d}.{kind}"
+
+    def begin(self, goal: Goal, progress: str) -> None:
+        """Write down that the attempt begins.
+
+        Raises:
+            Findings: too many before it made no progress.
+        """
+        if self.restart == 0 and not self.path("begin").exists():
+            remove_folder(self.folder)  # of a job of the same number, on a cluster that began to count again
+        futile = self.without_progress(progress)
+        if futile >= goal.attempts:
+            raise self.given_up(futile)
+        publish_bytes(self.path("begin"), canonical_json({**asdict(goal), "progress": progress}))
+
+    def end(self, error: BaseException) -> None:
+        """Leave the stop file: why this attempt ends. The first rank that has a reason is believed."""
+        code = error.exit_code if isinstance(error, MistralError) else None
+        told = {"code": code, "reason": f"{type(error).__name__}: {error}", "signals": local.signals_received()}
+        publish_bytes(self.path("end"), canonical_json(told))
+
+    def without_progress(self, progress: str) -> int:
+        """How many attempts before this one, in a row, began with as much recorded as now."""
+        count = 0
+        for restart in reversed(range(self.restart)):
+            if _read(self.path("begin", restart)).get("progress") not in (progress, None):
+                break
+            count += 1
+        return count
+
+    def refuse_futile(self, manifest: Manifest) -> None:
+        """End a job whose last attempts, this one among them, made no progress.
+
+        Raises:
+            Findings: there were too many of them.
+        """
+        begun = _read(self.path("begin"))  # empty if the attempt did not come so far
+        goal = Goal(begun.get("stage", ""), begun.get("keys", ()), begun.get("attempts", ATTEMPTS))
+        progress = goal.progress(manifest)
+        if begun.get("progress") not in (progress, None):
+            return
+        if (futile := self.without_progress(begun.get("progress", progress)) + 1) >= goal.attempts:
+            raise self.given_up(futile)
+
+    def given_up(self, futile: int) -> Findings:
+        """Why the task is not run again."""
+        ends = [_read(self.path("end", restart)) for restart in reversed(range(self.restart + 1))]
+        reason = next((end["reason"] for end in ends if end), "it was killed and could not say why")
+        return Findings(
+            f"Slurm job {self.job}: found {futile} attempts in a row without progress, so it is not run again\n"
+            f"  the last reason: {reason}\n  mend it, then run the same command again"
+        )
+
+
+def _read(path: Path) -> Facts:
+    try:
+        told: Facts = read_json(path)
+    except FileNotFoundError:
+        return {}
+    return told
+
+
+@contextlib.contextmanager
+def attempt(workspace: Workspace, goal: Goal) -> Iterator[None]:
+    """Do a task: the ranks of its step meet, the attempts are counted, and the reason is kept when it fails.
+
+    Outside of Slurm this does nothing.
+
+    Args:
+        workspace: all ranks see it.
+        goal: what the task makes.
+
+    Raises:
+        Findings: too many attempts made no progress.
+    """
+    this = Attempt.here(workspace)
+    if this is None:
+        yield
+        return
+    try:
+        task.listen()
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            this.begin(goal, goal.progress(Manifest(workspace)))
+        if rendezvous.is_one_of_several(os.environ):
+            os.environ.update(rendezvous.join(os.environ, this.folder))
+        yield
+    except BaseException as error:
+        this.end(error)
+        raise
+
+
+def again(workspace: Workspace, code: int) -> None:
+    """Called by the batch script when its step has ended with an exit code: run the job again, or end it.
+
+    Raises:
+        MistralError: the reason why the job is not run again.
+        Stopped: it is run again, or a signal asked it to leave.
+    """
+    this = Attempt.here(workspace)
+    if this is None:
+        return
+    rendezvous.leave(os.environ, this.folder)
+    if code == 0:
+        return
+    killed: Facts = {"code": None, "reason": f"its step ended with exit code {code}", "signals": []}
+    publish_bytes(this.path("end"), canonical_json(killed))  # which changes nothing if there is a reason already
+    end, reason = _read(this.path("end")), f"Slurm job {this.job}: {_read(this.path('end'))['reason']}"
+    if end["code"] not in (None, Stopped.exit_code):
+        raise (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
+    state = queue.state_of(this.job)
+    if state not in (None, "RUNNING") or {"SIGTERM", "SIGINT"} & set(end["signals"]):
+        raise Stopped(f"{reason}\n  it is left as it is")
+    this.refuse_futile(Manifest(workspace))
+    objection = queue.requeue(this.job)
+    raise Stopped(f"{reason}\n  {f'it cannot be requeued: {objection}' if objection else 'it waits to run again'}")
+
+
+# --- who owns a run ---------------------------------------------------------------------------------------------
+
+
+def owner() -> Facts:
+    """This process as a lease names it: a Slurm job with its restart count, or a process of this machine."""
+    process, job = local.process_owner(), job_label()
+    return process if job is None else {**process, "kind": "slurm", "job": job, "restart": restart_count()}
+
+
+def owner_is_alive(former: Facts) -> bool | None:
+    """Whether the owner that a lease names still works; None if that cannot be known."""
+    seen = local.is_alive({**former, "kind": "local"})
+    if seen is not None or former.get("kind") != "slurm":
+        return seen
+    return queue.may_run(str(former.get("job")))

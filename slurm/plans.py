@@ -1,0 +1,119 @@
+"""experiment, cluster, manifest -> the tasks of each stage that are missing, by the numbers that `--task` knows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mistral.corpus import plan_units
+from mistral.dataset import SEAL, unit_names
+from mistral.errors import ConfigError
+from pipeline import export
+from pipeline.context import Context
+from pipeline.preprocess import tasks_of
+from pipeline.train import is_complete
+from slurm.attempt import ATTEMPTS, Goal
+from slurm.submit import Plan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line chooses: seeds and steps (all unless given), the number of tasks, and more flags."""
+
+    seeds: Sequence[str] = ()
+    steps: Sequence[int] = ()
+    tasks: int | None = None
+    flags: Sequence[str] = ()
+
+
+def make_plans(context: Context, stages: Sequence[str], choice: Choice) -> list[Plan]:
+    """The missing tasks of some stages."""
+    found = []
+    if "preprocess" in stages:
+        found.append(preprocess_plan(context, choice))
+    if "train" in stages:
+        found.append(train_plan(context, choice))
+    if "export" in stages:
+        found.append(export_plan(context, choice, ahead="train" in stages))
+    return found
+
+
+def arguments_of(context: Context, stage: str, *more: str) -> tuple[str, ...]:
+    """The command line of one task of a stage, without its number."""
+    return (stage, *context.task_arguments[1:], *more)
+
+
+def preprocess_plan(context: Context, choice: Choice) -> Plan:
+    """The tasks with units that are not recorded; the last one also prepares the evaluation sets, and seals.
+
+    Raises:
+        DataError: the corpus is not there.
+    """
+    experiment, manifest = context.experiment, context.manifest
+    total = choice.tasks or context.cluster.stages.preprocess.tasks
+    numbers: list[int] = []
+    if any(manifest.find("preprocess", (name, SEAL)) is None for name in experiment.dataset_names()):
+        recorded = set(unit_names(manifest, experiment.data.dataset_name()))
+        units = plan_units(experiment, context.workspace.sources()).units
+        numbers = [n for n in range(total - 1) if any(u.name not in recorded for u in tasks_of(units, total, n))]
+        numbers.append(total - 1)
+    names = tuple((number, f"task {number} of {total}") for number in numbers)
+    return Plan("preprocess", names, arguments_of(context, "preprocess", "--tasks", str(total)))
+
+
+def train_plan(context: Context, choice: Choice) -> Plan:
+    """The seeds that are not complete.
+
+    Raises:
+        ConfigError: the ranks do not divide the batch, or the config of a run changed.
+    """
+    experiment, numbers = context.experiment, {seed: number for number, seed in enumerate(context.experiment.seeds)}
+    experiment.training.accumulation_steps(context.cluster.stages.train.world_size())
+    chosen = experiment.choose_seeds(choice.seeds)
+    left = [seed for seed in chosen if not is_complete(experiment, seed, context.manifest)]
+    units = tuple((numbers[seed], experiment.run_name(seed)) for seed in left)
+    return Plan("train", units, arguments_of(context, "train", *choice.flags))
+
+
+def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
+    """The tasks with checkpoints that are not exported.
+
+    Args:
+        context: the experiment and the workspace.
+        choice: which checkpoints, and into how many tasks they are cut.
+        ahead: also those that are not trained yet, as the jobs wait for the training.
+
+    Raises:
+        ManifestError: nothing is trained yet.
+    """
+    experiment, manifest = context.experiment, context.manifest
+    seeds, steps = choice.seeds, choice.steps
+    total = choice.tasks or context.cluster.stages.export.tasks
+    chosen = sorted(experiment.choose_seeds(seeds), key=experiment.run_name)
+    recorded = {seed: export.recorded_steps(experiment, manifest, seed) for seed in chosen}
+    scheduled = set(experiment.scheduled_steps())
+    there = {seed: found | scheduled if ahead else found for seed, found in recorded.items()}
+    planned = export.plan_units(experiment, there, steps)
+    done = {seed: set(manifest.names("export", (experiment.run_name(seed),))) for seed in recorded}
+    left = [step in there[seed] and f"checkpoint-{step}" not in done[seed] for seed, step in planned]
+    cuts = [len(planned) * number // total for number in range(total + 1)]
+    numbers = [number for number in range(total) if any(left[cuts[number] : cuts[number + 1]])]
+    names = tuple((number, f"task {number} of {total}") for number in numbers)
+    words = [word for seed in seeds for word in ("--seed", seed)] + [w for s in steps for w in ("--step", str(s))]
+    return Plan("export", names, arguments_of(context, "export", "--tasks", str(total), *words))
+
+
+def goal_of(context: Context, stage: str, task: int) -> Goal:
+    """What a task makes, and how patient we are with it.
+
+    Raises:
+        ConfigError: there is no such seed.
+    """
+    experiment = context.experiment
+    if stage == "train":
+        seeds = list(experiment.seeds)
+        if task >= len(seeds):
+            raise ConfigError(f"--task: found {task}, expected 0 to {len(seeds) - 1}, one for each seed; see status")
+        run = experiment.run_name(seeds[task])
+        attempts = context.cluster.stages.train.max_attempts_without_progress
+        return Goal(stage, ((run, "weights"), (run, "state")), attempts)
+    names = experiment.dataset_names() if stage == "preprocess" else map(experiment.run_name, experiment.seeds)
+    return Goal(stage, tuple((name,) for name in names), ATTEMPTS)

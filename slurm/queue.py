@@ -1,0 +1,84 @@
+"""the commands of Slurm -> what runs, what waits, what is possible here; where Slurm does not answer, None."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mistral.errors import EnvironmentProblem
+
+ANSWER_SECONDS = 30.0
+DEFAULT_MAX_ARRAY_SIZE = 1001
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task of an array, or a job without one."""
+
+    label: str  # 12_3, or 12
+    state: str  # PENDING, RUNNING, ...
+    reason: str  # why it waits
+    submission: str  # its comment, which names the submission that it belongs to
+
+
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Run one of Slurm's commands; None if there is none here, or no answer."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+
+
+def my_jobs() -> list[Job] | None:
+    """All jobs of this user that wait or run, in one call; None if Slurm does not answer."""
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k")
+    if answer is None or answer.returncode:
+        return None
+    return [Job(*line.split("|", 3)) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+
+
+def state_of(label: str) -> str | None:
+    """The state of one job; `GONE` if Slurm has forgotten it, None if Slurm does not answer."""
+    answer = ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={label}")
+    if answer is None:
+        return None
+    if answer.returncode:
+        return "GONE" if "Invalid job id" in answer.stderr else None
+    return answer.stdout.strip() or "GONE"
+
+
+def may_run(label: str) -> bool | None:
+    """Whether a job runs, or waits to run (again); None if Slurm does not answer.
+
+    A node that failed puts its job into NODE_FAIL for a moment before it waits again.
+    """
+    state = state_of(label)
+    return None if state is None else state not in ("GONE", *ENDED)
+
+
+def requeue(label: str) -> str:
+    """Run a job again from the start; returns what Slurm objects, or nothing."""
+    answer = ask("scontrol", "requeue", label)
+    if answer is None:
+        return "scontrol did not answer"
+    return answer.stderr.strip() if answer.returncode else ""
+
+
+def cancel(labels: Sequence[str]) -> None:
+    """End jobs: those that run save their state and leave.
+
+    Raises:
+        EnvironmentProblem: Slurm refuses, or does not answer.
+    """
+    answer = ask("scancel", *labels)
+    if answer is None or answer.returncode:
+        reason = answer.stderr.strip() if answer else "scancel did not answer"
+        raise EnvironmentProblem(f"found that jobs cannot be cancelled ({reason}); try: scancel {' '.join(labels)}")
+
+
+def max_array_size() -> int:
+    """Above all indices of an array; Slurm's default where it does not answer."""
+    answer = ask("scontrol", "show", "config")
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, flags=re.M) if answer else None
+    return int(found[1]) if found else DEFAULT_MAX_ARRAY_SIZE

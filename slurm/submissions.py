@@ -1,0 +1,147 @@
+"""what is about to be submitted -> a folder that says so beforehand: nothing is submitted twice, even after a crash.
+
+workspace/jobs/<stage>/0007-3fa9c1d2/
+  submission.json   before sbatch: experiment, tasks in the order of the array's indices, what each task is called
+  job.json          after it: Slurm's number. Where it is missing, the job is found by its comment, the folder's name
+  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mistral.errors import EnvironmentProblem
+from mistral.files import canonical_json, make_folder, publish_bytes, read_json, write_bytes
+from mistral.workspace import Workspace
+from slurm.queue import Job
+
+PRIVATE = 0o700
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One array, or the only job of a stage with one task."""
+
+    folder: Path
+    stage: str
+    experiment: str
+    tasks: tuple[int, ...]  # the task numbers, by index in the array
+    names: tuple[str, ...]  # what each is called: a run, or `task 3 of 8`
+    arguments: tuple[str, ...]  # the command line of a task, without its number
+
+    @property
+    def comment(self) -> str:
+        """What the job is found by."""
+        return self.folder.name
+
+    def job(self) -> str | None:
+        """Slurm's number, if sbatch was seen to answer."""
+        try:
+            return str(read_json(self.folder / "job.json")["job"])
+        except FileNotFoundError:
+            return None
+
+    def label(self, job: str, index: int) -> str:
+        """`12_3`, or `12` of a job that is no array."""
+        return f"{job}_{index}" if len(self.tasks) > 1 else job
+
+    def index_of(self, label: str) -> int:
+        """The index in the array of the job `12_3`."""
+        return int(label.partition("_")[2] or 0)
+
+    def record(self, job: str) -> None:
+        """Write down the number that sbatch gave."""
+        publish_bytes(self.folder / "job.json", canonical_json({"job": job}))
+
+
+@dataclass(frozen=True)
+class Active:
+    """A task that waits or runs in Slurm."""
+
+    submission: Submission
+    job: Job
+
+    @property
+    def task(self) -> int:
+        """Its number in the stage."""
+        return self.submission.tasks[self.submission.index_of(self.job.label)]
+
+    @property
+    def name(self) -> str:
+        """What it works on."""
+        return self.submission.names[self.submission.index_of(self.job.label)]
+
+
+def jobs_folder(workspace: Workspace, stage: str) -> Path:
+    """Where a stage's jobs lie, readable by their owner only."""
+    folder = workspace.root / "jobs" / stage
+    make_folder(folder)
+    for path in (folder.parent, folder):
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(PRIVATE)
+    return folder
+
+
+def create(
+    workspace: Workspace, stage: str, experiment: str, units: Sequence[tuple[int, str]], arguments: Sequence[str]
+) -> Submission:
+    """Write down what is about to be submitted.
+
+    Args:
+        workspace: where.
+        stage: preprocess, train or export.
+        experiment: its name.
+        units: number and name of each task.
+        arguments: the command line of a task, without its number.
+    """
+    parent = jobs_folder(workspace, stage)
+    number = max((int(path.name[:4]) for path in parent.glob("[0-9]*-*")), default=0) + 1
+    folder = parent / f"{number:04d}-{secrets.token_hex(4)}"
+    folder.mkdir(mode=PRIVATE)
+    tasks, names = zip(*units, strict=True)
+    submission = Submission(folder, stage, experiment, tasks, names, tuple(arguments))
+    told = {name: value for name, value in asdict(submission).items() if name != "folder"}
+    write_bytes(folder / "submission.json", canonical_json(told))
+    return submission
+
+
+def recorded(workspace: Workspace, experiment: str | None = None) -> list[Submission]:
+    """All submissions of an experiment, or of the workspace, oldest first within their stage."""
+    found = []
+    for path in sorted((workspace.root / "jobs").glob("*/*/submission.json")):
+        told = read_json(path)
+        if experiment in (None, told["experiment"]):
+            lists = (tuple(told[name]) for name in ("tasks", "names", "arguments"))
+            found.append(Submission(path.parent, told["stage"], told["experiment"], *lists))
+    return found
+
+
+def active(submissions: Sequence[Submission], jobs: Sequence[Job]) -> list[Active]:
+    """The tasks of these submissions that Slurm knows; jobs of other workspaces are left out."""
+    by_comment = {submission.comment: submission for submission in submissions}
+    return [Active(by_comment[job.submission], job) for job in jobs if job.submission in by_comment]
+
+
+@contextlib.contextmanager
+def alone(workspace: Workspace) -> Iterator[None]:
+    """Keep others from submitting into this workspace; the kernel forgets this when the process dies.
+
+    Raises:
+        EnvironmentProblem: another process is submitting.
+    """
+    folder = jobs_folder(workspace, "train").parent
+    descriptor = os.open(folder / ".submitting", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise EnvironmentProblem(
+            f"{workspace.root}: found that another process submits jobs of this workspace at this moment\n"
+            "  wait for it, then run the same command again"
+        ) from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,215 @@
+"""the missing tasks of stages -> submitit arrays, each in its dependency; or the text that sbatch would get.
+
+submitit writes and launches. An array's index finds its task in the submission's record: the tasks that are missing
+keep the numbers that they have in the stage.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+from submitit.core.utils import DelayedSubmission, FailedSubmissionError, JobPaths
+from submitit.slurm import slurm as submitit_slurm
+
+from mistral.config import ArrayStage, Cluster, TrainStage
+from mistral.errors import EnvironmentProblem
+from pipeline.context import Context
+from slurm import queue, submissions
+from slurm.submissions import Submission
+from slurm.task import Task
+
+# How a stage waits for the one before it: train for a whole dataset, export for whatever was trained.
+WAITS = {"preprocess": "", "train": "afterok", "export": "afterany"}
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of one stage that are missing: their numbers and names, and the command line without the number."""
+
+    stage: str
+    units: tuple[tuple[int, str], ...]
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that works on a stage: one that was there, or one that was submitted now."""
+
+    stage: str
+    number: str
+    names: tuple[str, ...]
+    submission: Submission
+    found: bool
+
+    def line(self) -> str:
+        """For people."""
+        what = "found" if self.found else "submitted"
+        return f"{self.stage}: {what} job {self.number} ({', '.join(self.names)}), logs in {self.submission.folder}"
+
+
+def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
+    """Submit what is missing and neither waits nor runs already.
+
+    Args:
+        context: the experiment, the cluster and the workspace.
+        plans: the stages in their order; each waits for the one before it.
+
+    Returns:
+        the jobs that do the work, those that were there first.
+
+    Raises:
+        EnvironmentProblem: Slurm does not answer, or refuses a job.
+    """
+    jobs: list[Job] = []
+    with submissions.alone(context.workspace):
+        known = queue.my_jobs()
+        if known is None:
+            raise EnvironmentProblem(
+                "found no answer from squeue, expected Slurm's list of jobs; nothing was submitted\n"
+                "  check sinfo and scontrol ping, then run the same command again"
+            )
+        active = submissions.active(submissions.recorded(context.workspace, context.experiment.name), known)
+        before: list[str] = []
+        for plan in plans:
+            found = _attach([task for task in active if task.submission.stage == plan.stage])
+            busy = {task.task for task in active if task.submission.stage == plan.stage}
+            missing = [unit for unit in plan.units if unit[0] not in busy]
+            new = _submit_arrays(context, plan, missing, before)
+            jobs += found + new
+            before = [job.number for job in found + new]
+    return jobs
+
+
+def _attach(active: Sequence[submissions.Active]) -> list[Job]:
+    """Jobs that wait or run already; what a submission that was interrupted left undone is done now."""
+    found = []
+    for submission in dict.fromkeys(task.submission for task in active):
+        tasks = [task for task in active if task.submission == submission]
+        number = tasks[0].job.label.partition("_")[0]
+        _finish(submission, number)
+        found.append(Job(submission.stage, number, tuple(task.name for task in tasks), submission, found=True))
+    return found
+
+
+def _finish(submission: Submission, number: str) -> None:
+    """Give each task of a job its pickle, and the submission its number, where they are missing."""
+    for index, task in enumerate(submission.tasks):
+        path = JobPaths(submission.folder, submission.label(number, index)).submitted_pickle
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            DelayedSubmission(_task(submission, task)).dump(temporary)
+            temporary.replace(path)
+    submission.record(number)
+
+
+def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> list[Job]:
+    """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
+    longest = queue.max_array_size() if units else 1
+    jobs: list[Job] = []
+    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
+    for start in range(0, len(units), longest):
+        some = units[start : start + longest]
+        submission = submissions.create(context.workspace, plan.stage, context.experiment.name, some, plan.arguments)
+        dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
+        number = _launch(context, submission, dependency)
+        submission.record(number)
+        jobs.append(Job(plan.stage, number, submission.names, submission, found=False))
+    return jobs
+
+
+def _launch(context: Context, submission: Submission, dependency: str) -> str:
+    executor = submitit.SlurmExecutor(submission.folder)
+    executor.update_parameters(**parameters(context, submission, dependency))
+    try:
+        with without_secrets():
+            jobs = executor.submit_array([_task(submission, number) for number in submission.tasks])
+    except (FailedSubmissionError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"{submission.stage}: found that Slurm refuses the job: {str(error).strip()}\n"
+            f"  check the cluster file {context.cluster.name}: partition, account, time and resources"
+        ) from error
+    return str(jobs[0].job_id).partition("_")[0]
+
+
+def _task(submission: Submission, number: int) -> Task:
+    return Task((*submission.arguments, "--task", str(number)))
+
+
+@contextlib.contextmanager
+def without_secrets() -> Iterator[None]:
+    """sbatch hands the environment on to the job, and keeps it: tokens stay out of it."""
+    kept = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def parameters(context: Context, submission: Submission, dependency: str) -> dict[str, Any]:
+    """What submitit makes the sbatch script from."""
+    cluster, stages = context.cluster, context.cluster.stages
+    resources: ArrayStage | TrainStage = getattr(stages, submission.stage)
+    more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.extra}
+    again = [sys.executable, "-m", "pipeline.cli", "again", "--workspace", str(context.workspace.root)]
+    found = {
+        "job_name": f"mistral-{submission.stage}-{submission.experiment}",
+        "comment": submission.comment,
+        "time": resources.minutes,
+        "mem": f"{resources.memory_gigabytes}GB",
+        "signal_delay_s": resources.signal_lead_seconds,
+        "array_parallelism": resources.array_width,
+        "dependency": dependency or None,
+        **{name: getattr(cluster, name) for name in ("account", "partition", "qos", "constraint", "exclude")},
+        **_size(resources, cluster),
+        "setup": list(cluster.setup),
+        "teardown": [f'{shlex.join(again)} --code "$?"'],
+        "additional_parameters": more,
+    }
+    return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
+
+
+def _size(resources: ArrayStage | TrainStage, cluster: Cluster) -> dict[str, Any]:
+    """Nodes, ranks, processors and GPUs of one task."""
+    cpus = resources.cpus_per_rank if isinstance(resources, TrainStage) else resources.cpus_per_task
+    # A rank that fails takes the others with it; srun does not take cpus-per-task from sbatch.
+    arguments = ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"]
+    size: dict[str, Any] = {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": cpus, "srun_args": arguments}
+    if isinstance(resources, TrainStage):
+        size |= {"nodes": resources.nodes, "ntasks_per_node": resources.ranks_per_node}
+        if cluster.gres:
+            size["gres"] = cluster.gres
+        elif resources.gpus_per_node:
+            size["gpus_per_node"] = resources.gpus_per_node
+    return size
+
+
+def sbatch_text(context: Context, plan: Plan, dependency: str) -> str:
+    """The script of a plan's first array, as it would be submitted."""
+    units = plan.units[: queue.max_array_size()]
+    tasks, names = zip(*units, strict=True)
+    folder = context.workspace.root / "jobs" / plan.stage / "NUMBER"
+    submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.arguments)
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    text: str = submitit_slurm._make_sbatch_string(
+        command=command, folder=folder, map_count=len(units) if len(units) > 1 else None,
+        **parameters(context, submission, dependency),
+    )  # fmt: skip
+    return text
+
+
+def dry_run(context: Context, plans: Sequence[Plan]) -> str:
+    """What would be submitted if nothing waits or runs yet."""
+    texts, before = [], ""
+    for plan in plans:
+        if plan.units:
+            dependency = f"{WAITS[plan.stage]}:{before}" if before and WAITS[plan.stage] else ""
+            tasks = ", ".join(f"{number} = {name}" for number, name in plan.units)
+            texts.append(f"# {plan.stage}: {tasks}\n{sbatch_text(context, plan, dependency)}")
+            before = plan.stage.upper()
+    return "\n".join(texts)
