@@ -246,11 +246,11 @@ def cancel(  # noqa: PLR0917  click calls it by keywords
     click.echo(json.dumps(labels) if as_json else f"cancelled {len(labels)} tasks: {', '.join(labels)}".rstrip(": "))
 
 
-@click.command(cls=Command, hidden=True)
+@click.command(cls=Command, epilog="Example:\n  mistral-pipeline again --workspace /scratch/owt --code 137")
 @workspace_option
 @click.option("--code", type=int, required=True, help="How the step of this job ended.")
 def again(workspace: Path, code: int) -> None:
-    """What a batch script ends with: run the job again, or say why not."""
+    """The end of a batch script: run the job again, or say why not."""
     from mistral.workspace import Workspace
     from slurm.attempt import again
 
