@@ -1,5 +1,6 @@
 # make quickstart   install, then train and export two small models on this machine
 # make test         install, then run every check and every test
+# make test-slurm   install, Slurm included (needs root and apt), then run the tests on a real Slurm
 # make check        the fast part: format, lint, types, import rules
 # make docs         write docs/cli.md from the command line's own help
 
@@ -11,13 +12,17 @@ PINS = setup.cfg pyproject.toml environments/constraints.txt environments/data-p
 # One thread a process, so that results do not depend on the load of the machine; no network in the tests.
 TEST_ENVIRONMENT = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: quickstart test check format docs clean
+.PHONY: quickstart test test-slurm check format docs clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/mistral-pipeline run quickstart
 
 test: check
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slurm"
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -m slurm
+
+test-slurm: $(VENV)/.installed-dev
+	CI=true $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -m slurm --durations=10
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

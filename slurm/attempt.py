@@ -177,7 +177,9 @@ def again(workspace: Workspace, code: int) -> None:
     if end["code"] not in (None, Stopped.exit_code):
         raise (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
     state = queue.state_of(this.job)
-    if state not in (None, "RUNNING") or {"SIGTERM", "SIGINT"} & set(end["signals"]):
+    # When a rank dies srun sends SIGTERM to the others; only ranks that all left in order were asked to leave.
+    asked = code == Stopped.exit_code and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
+    if state not in (None, "RUNNING") or asked:
         raise Stopped(f"{reason}\n  it is left as it is")
     this.refuse_futile(Manifest(workspace))
     objection = queue.requeue(this.job)

@@ -1,0 +1,197 @@
+"""Stages as jobs of a real Slurm: chained, submitted once, cut to what Slurm allows, seen and ended by commands."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import ROOT, DevCluster, ask, cluster, wait_until  # noqa: F401  a fixture
+
+from mistral.workspace import Workspace
+from pipeline import options
+from slurm import follow, queue, submissions, submit
+
+# ruff: noqa: F811  pytest's way of asking for a fixture
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+CLUSTER = """
+name: jobs
+executor: slurm
+extra: {extra}
+stages:
+  preprocess: {{tasks: 2, memory_gigabytes: 2, minutes: 20, array_width: {width}}}
+  train: {{nodes: 2, ranks_per_node: 1, memory_gigabytes: 2, minutes: 30, array_width: 2}}
+  export: {{tasks: 2, memory_gigabytes: 2, minutes: 20, array_width: 2}}
+"""
+LOCAL = "{name: local2, executor: local, stages: {train: {ranks_per_node: 2}}}"
+
+
+def call(folder: Path, name: str, *arguments: str, code: int = 0, cluster: str = "jobs.yaml", **variables: str) -> str:
+    line = [sys.executable, "-m", "pipeline.cli", name, str(folder / "tiny.yaml"), "--workspace", str(folder / "ws")]
+    if name not in ("status", "verify", "logs", "cancel"):
+        line += ["--cluster", str(folder / cluster)]
+    done = subprocess.run(
+        [*line, *arguments], env={**os.environ, **variables}, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def write_cluster(folder: Path, name: str = "jobs.yaml", extra: str = "{}", width: int = 2) -> None:
+    (folder / name).write_text(CLUSTER.format(extra=extra, width=width))
+
+
+def weights_of(workspace: Path) -> dict[str, str]:
+    files = sorted(workspace.glob("runs/*/checkpoints/*/model.safetensors"))
+    return {str(path.relative_to(workspace)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def jobs_of(folder: Path) -> list[queue.Job]:
+    """The tasks in the queue that belong to a workspace."""
+    known = {path.parent.name for path in (folder / "ws" / "jobs").glob("*/*/submission.json")}
+    return [job for job in queue.my_jobs() or [] if job.submission in known]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The weights that two ranks on this machine train."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "local2.yaml").write_text(LOCAL)
+    shutil.copytree(packed / "workspace", folder / "ws")
+    for name in ("corpus", "tokenizer", "tiny.yaml"):
+        (folder / name).symlink_to(packed / name)
+    call(folder, "train", cluster="local2.yaml")
+    return weights_of(folder / "ws")
+
+
+def test_a_whole_experiment_runs_as_a_chain_of_jobs(cluster: DevCluster, tiny: Path, undisturbed: dict[str, str]):
+    write_cluster(tiny)
+    output = call(tiny, "run", "--wait", HF_TOKEN="hf_secret", WANDB_API_KEY="wandb_secret")
+    assert [line.split(":")[0] for line in output.splitlines()[:3]] == ["preprocess", "train", "export"]
+    assert "checkpoint-12" in output
+    assert weights_of(tiny / "ws") == undisturbed
+    assert len(list((tiny / "ws").glob("exports/*/*/model.safetensors"))) == 10
+    call(tiny, "verify", "--quick")
+    folders = [
+        path for path in (tiny / "ws" / "jobs").rglob("*") if path.is_dir() and path.parent.parent.name == "jobs"
+    ]
+    assert {oct(path.stat().st_mode)[-3:] for path in folders if path.parent.name != "attempts"} == {"700"}
+    written = b"".join(path.read_bytes() for path in (tiny / "ws" / "jobs").rglob("*") if path.is_file())
+    assert b"secret" not in written
+
+    before = {path: path.stat().st_mtime_ns for path in (tiny / "ws").rglob("*")}
+    assert "nothing to do" in call(tiny, "run")
+    assert {path: path.stat().st_mtime_ns for path in (tiny / "ws").rglob("*")} == before
+    log = call(tiny, "logs", "--seed", "battlestar", "--rank", "0")
+    assert "train battlestar-tiny-x49: 12 of 12 steps" in log
+    assert "preprocess plays" in call(tiny, "logs", "--stage", "preprocess")
+    assert "found no job" in call(tiny, "logs", "--seed", "alias", "--set", "name=other", code=1)
+
+
+def test_a_second_call_attaches_and_finishes_what_a_crash_left_undone(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny, extra="{hold: true}")
+    [row] = json.loads(call(tiny, "preprocess", "--json"))
+    assert [job.state for job in jobs_of(tiny)] == ["PENDING"]
+    [folder] = (tiny / "ws" / "jobs" / "preprocess").iterdir()
+    (folder / "job.json").unlink()  # as if the process had died as sbatch answered
+    for path in folder.glob("*_submitted.pkl"):
+        path.unlink()
+    output = call(tiny, "preprocess")
+    assert f"preprocess: found job {row['job']}" in output
+    assert len(jobs_of(tiny)) == 1
+    assert "pending" in call(tiny, "status")
+    assert json.loads(call(tiny, "status", "--json"))["jobs"][0]["job"] == row["job"]
+    ask("scontrol", "release", row["job"])
+    wait_until(lambda: not jobs_of(tiny), "the end of the job")
+    assert "nothing to do" in call(tiny, "preprocess")
+    assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
+
+
+def test_a_stage_waits_for_the_one_before_it_and_dies_with_it(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny, extra="{hold: true}")
+    rows = {row["stage"]: row["job"] for row in json.loads(call(tiny, "run", "--json"))}
+    waits = {job.label.partition("_")[0]: ask("scontrol", "show", "job", job.label) for job in jobs_of(tiny)}
+    assert f"Dependency=afterok:{rows['preprocess']}" in waits[rows["train"]]
+    assert f"Dependency=afterany:{rows['train']}" in waits[rows["export"]]
+    assert {row["found"] for row in json.loads(call(tiny, "run", "--json"))} == {True}
+    assert "cancelled 1 tasks" in call(tiny, "cancel", "--stage", "preprocess")
+    wait_until(lambda: not [job for job in jobs_of(tiny) if job.label.startswith(rows["train"])], "the end of train")
+    call(tiny, "cancel")
+    wait_until(lambda: not jobs_of(tiny), "the end of all jobs")
+
+
+def test_an_array_is_cut_to_what_slurm_allows_and_its_parts_follow_each_other(
+    cluster: DevCluster, tiny: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_cluster(tiny, extra="{hold: true}", width=1)
+    assert queue.max_array_size() == 1001
+    monkeypatch.setattr(queue, "max_array_size", lambda: 2)
+    context = options.make_context(
+        str(tiny / "tiny.yaml"), tiny / "ws", str(tiny / "jobs.yaml"), (), ["preprocess", str(tiny / "tiny.yaml")]
+    )
+    plan = submit.Plan("preprocess", tuple((n, f"task {n} of 9") for n in (0, 2, 3, 5, 8)), ("preprocess", "x"))
+    jobs = submit.submit(context, [plan])
+    assert [job.submission.tasks for job in jobs] == [(0, 2), (3, 5), (8,)]
+    second = ask("scontrol", "show", "job", f"{jobs[1].number}_0")
+    assert f"Dependency=afterany:{jobs[0].number}" in second
+    assert "ArrayTaskThrottle=1" in second
+    path = jobs[1].submission.folder / f"{jobs[1].number}_1_submitted.pkl"
+    assert pickle.loads(path.read_bytes()).function.arguments == ("preprocess", "x", "--task", "5")
+    assert [task.task for task in follow.active(Workspace(tiny / "ws"), "tiny") or []] == [0, 2, 3, 5, 8]
+    again = submit.submit(context, [plan])
+    assert all(job.found for job in again)
+    call(tiny, "cancel")
+
+
+def test_what_slurm_refuses_is_told_and_nothing_is_left_behind(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny, extra="{reservation: none-such}")
+    errors = call(tiny, "preprocess", code=1)
+    assert "Slurm refuses the job" in errors
+    assert "reservation" in errors
+    with submissions.alone(Workspace(tiny / "ws")):
+        assert "another process submits" in call(tiny, "preprocess", code=1)
+
+
+def test_where_slurm_does_not_answer_nothing_is_submitted_and_nothing_is_called_failed(
+    cluster: DevCluster, tiny: Path, tmp_path: Path
+):
+    write_cluster(tiny, extra="{hold: true}")
+    call(tiny, "preprocess")
+    (tmp_path / "bin").mkdir()
+    calls = tmp_path / "calls"
+    mute = tmp_path / "bin" / "squeue"
+    mute.write_text(f"#!/bin/bash\necho squeue >> {calls}\necho 'squeue: error: no answer' >&2\nexit 1\n")
+    mute.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    assert "jobs: unknown" in call(tiny, "status", PATH=path)
+    assert json.loads(call(tiny, "status", "--json", PATH=path))["jobs"] is None
+    assert "nothing was submitted" in call(tiny, "preprocess", PATH=path, code=1)
+    assert calls.read_text().splitlines() == ["squeue"] * 3  # each command asks once
+    call(tiny, "cancel")
+
+
+def test_the_sbatch_scripts_give_the_same_bits(cluster: DevCluster, tiny: Path, undisturbed: dict[str, str]):
+    write_cluster(tiny)
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def sbatch(stage: str, *arguments: str) -> str:
+        line = ["sbatch", "--parsable", "--mem=2G", "--time=20", "--cpus-per-task=1", f"--output={tiny}/{stage}-%a"]
+        line += [*arguments, str(ROOT / "slurm" / f"{stage}.sbatch")]
+        line += [str(tiny / "tiny.yaml"), str(tiny / "jobs.yaml"), str(tiny / "ws")]
+        done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    first = sbatch("preprocess", "--array=0-1")
+    wide = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
+    second = sbatch("train", "--array=0-1", *wide, f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes")
+    third = sbatch("export", "--array=0-1", f"--dependency=afterany:{second}")
+    wait_until(lambda: queue.may_run(third) is False and queue.may_run(second) is False, "the end of the three jobs")
+    logs = "".join(path.read_text() for path in sorted(tiny.glob("*-[01]")))
+    assert weights_of(tiny / "ws") == undisturbed, logs
+    assert len(list((tiny / "ws").glob("exports/*/*/model.safetensors"))) == 10, logs

@@ -1,0 +1,112 @@
+"""What would be submitted: the tasks that are missing, by their numbers, and the very text that sbatch gets."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mistral.config import load_cluster, load_experiment
+from mistral.errors import ConfigError
+from mistral.manifest import make_record
+from mistral.progress import Silent
+from mistral.workspace import Workspace
+from pipeline.cli import cli
+from pipeline.context import Context
+from slurm import plans, queue, submit
+
+GOLDEN = Path(__file__).parent / "golden"
+RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
+
+
+@pytest.fixture
+def context(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """The small experiment with its dataset, on the cluster of slurm-a100.yaml; no Slurm is asked."""
+    shutil.copytree(packed / "workspace", tmp_path / "workspace")
+    monkeypatch.setattr(queue, "ask", lambda *command: None)
+    overrides = ("training.global_batch_size=16",)
+    loaded, place = load_experiment(str(packed / "tiny.yaml"), overrides), Workspace(tmp_path / "workspace")
+    return Context(
+        loaded, load_cluster("slurm-a100"), place, Silent(), ("run", "tiny.yaml", "--workspace", "WORKSPACE")
+    )
+
+
+def record(context: Context, *names: str) -> None:
+    stage, *key = names
+    context.manifest.publish(make_record(f"{stage}/x", tuple(key), config="", inputs={}, files=[], facts={}))
+
+
+def test_the_text_that_sbatch_gets_is_known_to_the_letter(context, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    shutil.rmtree(context.workspace.root / "manifest")
+    planned = plans.make_plans(context, ("preprocess", "train", "export"), plans.Choice())
+    text = submit.dry_run(context, planned).replace(str(context.workspace.root), "/scratch/owt")
+    assert text == (GOLDEN / "slurm-a100.sbatch.txt").read_text(encoding="utf-8")
+
+
+def test_seeds_that_are_complete_are_left_out_and_the_others_keep_their_numbers(context):
+    assert plans.train_plan(context, plans.Choice()).units == ((0, RUNS[0]), (1, RUNS[1]))
+    record(context, "train", RUNS[0], "complete")
+    assert plans.train_plan(context, plans.Choice()).units == ((1, RUNS[1]),)
+    assert plans.train_plan(context, plans.Choice(seeds=["alias"])).units == ()
+    arguments = plans.train_plan(context, plans.Choice(flags=["--allow-drift"])).arguments
+    assert arguments == ("train", "tiny.yaml", "--workspace", "WORKSPACE", "--allow-drift")
+
+
+def test_a_sealed_dataset_needs_no_task_and_an_unsealed_one_needs_the_last(context):
+    assert plans.preprocess_plan(context, plans.Choice()).units == ()
+    [seal] = (context.workspace.root / "manifest" / "preprocess").glob("*/dataset.json")
+    seal.unlink()
+    assert plans.preprocess_plan(context, plans.Choice(tasks=4)).units == ((3, "task 3 of 4"),)
+    assert plans.preprocess_plan(context, plans.Choice(tasks=4)).arguments[-2:] == ("--tasks", "4")
+
+
+def test_export_leaves_out_tasks_whose_checkpoints_are_exported(context):
+    ahead = plans.export_plan(context, plans.Choice(tasks=2), ahead=True)
+    assert [number for number, _ in ahead.units] == [0, 1]
+    for step in (0, 2, 4, 8, 12):
+        record(context, "train", RUNS[0], "weights", f"step-{step:08d}")
+        record(context, "export", RUNS[0], f"checkpoint-{step}")
+    assert [number for number, _ in plans.export_plan(context, plans.Choice(tasks=2), ahead=True).units] == [1]
+    assert plans.export_plan(context, plans.Choice(tasks=2), ahead=False).units == ()
+    chosen = plans.export_plan(context, plans.Choice(seeds=["battlestar"], steps=[4], tasks=1), ahead=True)
+    assert chosen.arguments[-6:] == ("--tasks", "1", "--seed", "battlestar", "--step", "4")
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_submitted(context):
+    wrong = Context(
+        load_experiment(str(context.experiment.path("tiny.yaml"))), context.cluster, context.workspace, Silent()
+    )
+    with pytest.raises(ConfigError, match="use a multiple of 16"):
+        plans.train_plan(wrong, plans.Choice())
+
+
+def test_the_long_array_of_a_dry_run_shows_its_first_part(context, monkeypatch):
+    monkeypatch.setattr(queue, "max_array_size", lambda: 3)
+    plan = submit.Plan("export", tuple((n, f"task {n} of 9") for n in range(9)), ("export", "tiny.yaml"))
+    assert "#SBATCH --array=0-2%3\n" in submit.dry_run(context, [plan])
+
+
+def test_gpus_may_be_asked_for_by_kind(context):
+    by_kind = context.cluster.model_copy(update={"gres": "gpu:a100:8"})
+    size = submit._size(by_kind.stages.train, by_kind)
+    assert size["gres"] == "gpu:a100:8"
+    assert "gpus_per_node" not in size
+    assert "gres" not in submit._size(by_kind.stages.export, by_kind)
+
+
+def test_a_dry_run_where_nothing_is_submitted_is_a_wrong_command_line(tmp_path):
+    result = CliRunner().invoke(cli, ["train", "quickstart", "--workspace", str(tmp_path / "w"), "--dry-run"])
+    assert result.exit_code == 2
+    assert "expected a --cluster of Slurm" in result.output
+    assert not (tmp_path / "w").exists()
+
+
+def test_tokens_stay_out_of_what_sbatch_keeps(monkeypatch):
+    import os
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with submit.without_secrets():
+        assert "HF_TOKEN" not in os.environ
+    assert os.environ["HF_TOKEN"] == "hf_secret"
