@@ -224,6 +224,7 @@ def _load(model: type[AnyConfig], path: Path, overrides: tuple[str, ...]) -> Any
         raise ConfigError(explain(raw, model, error, str(path))) from None
 
 
-def to_yaml(experiment: Experiment) -> str:
+def to_yaml(config: Experiment | Cluster) -> str:
     """The resolved config, as it is kept in the workspace: wherever it lies, it names the same files and dataset."""
-    return write_yaml(experiment.model_dump(mode="json") | {"folder": str(experiment._folder)})
+    place = {"folder": str(config._folder)} if isinstance(config, Experiment) else {}
+    return write_yaml(config.model_dump(mode="json") | place)

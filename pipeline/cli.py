@@ -174,7 +174,8 @@ def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: 
     from pipeline.status import status
 
     while True:
-        report, jobs = status(experiment, workspace), cli_slurm.jobs_of(workspace, experiment)
+        jobs = cli_slurm.jobs_of(workspace, experiment)
+        report = status(experiment, workspace, cli_slurm.alive_among(jobs))
         told = json.dumps(report.to_json() | {"jobs": jobs}, indent=2) if as_json else report.as_table()
         click.echo(told if as_json else told + cli_slurm.as_lines(jobs))
         if not watch:

@@ -172,6 +172,20 @@ def jobs_of(workspace: "Workspace", experiment: "Experiment | None") -> list[dic
     return None if tasks is None else [asdict(row) for row in rows(tasks)]
 
 
+def alive_among(jobs: list[dict[str, str]] | None) -> Callable[[dict[str, Any]], bool | None]:
+    """Whether the owner of a run works, by the jobs that run now: Slurm is not asked again."""
+    from pipeline.local import is_alive
+
+    running = None if jobs is None else {job["job"] for job in jobs if job["state"] == "running"}
+
+    def alive(owner: dict[str, Any]) -> bool | None:
+        if owner.get("kind") != "slurm":
+            return is_alive(owner)
+        return None if running is None else owner.get("job") in running
+
+    return alive
+
+
 def as_lines(jobs: list[dict[str, str]] | None) -> str:
     """A table of jobs that follows another text; nothing if there are none."""
     from pipeline.results import as_table

@@ -1,5 +1,6 @@
 """manifest folders, leases and the tails of metrics -> how far each run is; asks nothing else."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mistral.workspace import Workspace
 from pipeline.local import is_alive
 from pipeline.results import as_table
 
+Alive = Callable[[Owner], bool | None]
 TAIL_BYTES = 8192
 COLUMNS = ("run", "state", "step", "loss", "tokens_per_second", "eta_seconds", "weights", "exported", "owner")
 
@@ -65,24 +67,29 @@ class StatusReport:
         return "\n".join([*head, as_table(rows, COLUMNS)])
 
 
-def status(experiment: Experiment | None, workspace: Workspace) -> StatusReport:
+def status(experiment: Experiment | None, workspace: Workspace, alive: Alive = is_alive) -> StatusReport:
     """How far the runs of an experiment are, or all runs of a workspace.
 
     Lists folders of the manifest, and reads at most a record and the end of the metrics of each run.
+
+    Args:
+        experiment: whose runs; all of the workspace unless given.
+        workspace: where they are.
+        alive: whether the owner of a run still works.
     """
     manifest = Manifest(workspace)
     if experiment is None:
         folder = workspace.manifest() / "train"
         runs = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        return StatusReport(None, 0, False, [run_status(manifest, run, None) for run in runs])
+        return StatusReport(None, 0, False, [run_status(manifest, run, None, alive) for run in runs])
     dataset = experiment.data.dataset_name()
     names = [experiment.run_name(seed) for seed in experiment.seeds]
     sealed = SEAL in manifest.names("preprocess", (dataset,))
     units = len(unit_names(manifest, dataset))
-    return StatusReport(dataset, units, sealed, [run_status(manifest, name, experiment) for name in names])
+    return StatusReport(dataset, units, sealed, [run_status(manifest, name, experiment, alive) for name in names])
 
 
-def run_status(manifest: Manifest, run: str, experiment: Experiment | None) -> RunStatus:
+def run_status(manifest: Manifest, run: str, experiment: Experiment | None, alive: Alive = is_alive) -> RunStatus:
     """How far one run is."""
     records, weights = set(manifest.names("train", (run,))), manifest.names("train", (run, "weights"))
     line = last_step(manifest.workspace.metrics(run))
@@ -90,7 +97,7 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None) -> R
     step, rate, tokens = line.get("step", 0), tokens_per_second(line), line.get("tokens")
     tokens_a_step = tokens / step if step and isinstance(tokens, int) else None
     owner = holder(manifest.workspace.run(run))
-    state = _state(records, owner)
+    state = _state(records, owner, alive)
     eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate else None
     eta = None if state == "complete" else eta
     return RunStatus(
@@ -99,14 +106,14 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None) -> R
     )  # fmt: skip
 
 
-def _state(records: set[str], owner: Owner | None) -> str:
+def _state(records: set[str], owner: Owner | None, alive: Alive) -> str:
     """What a run does, by the names of its records and the owner of its lease."""
     if "complete" in records:
         return "complete"
     if owner is None:
         return "stopped" if "begin" in records else "not started"
-    alive = is_alive(owner)
-    return "unknown" if alive is None else "running" if alive else "stopped"
+    works = alive(owner)
+    return "unknown" if works is None else "running" if works else "stopped"
 
 
 def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[int | None, int | None]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mistral.errors import Findings, MistralError, Stopped
+from mistral.errors import EnvironmentProblem, Findings, MistralError, Stopped
 from mistral.files import canonical_json, publish_bytes, read_json, remove_folder
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
@@ -39,11 +39,12 @@ def restart_count() -> int:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a task makes: records under these keys of a stage; and how many attempts in a row may add none."""
+    """What a task makes: records under these keys of a stage; how many attempts in a row may add none; its ranks."""
 
     stage: str
     keys: tuple[tuple[str, ...], ...]
     attempts: int
+    ranks: int = 1
 
     def progress(self, manifest: Manifest) -> str:
         """What is recorded; the same text if nothing was added."""
@@ -151,11 +152,26 @@ def attempt(workspace: Workspace, goal: Goal) -> Iterator[None]:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             this.begin(goal, goal.progress(Manifest(workspace)))
         if rendezvous.is_one_of_several(os.environ):
+            refuse_other_size(goal)
             os.environ.update(rendezvous.join(os.environ, this.folder))
         yield
     except BaseException as error:
         this.end(error)
         raise
+
+
+def refuse_other_size(goal: Goal) -> None:
+    """Refuse a step of another size, which would train another batch or do the same work several times.
+
+    Raises:
+        EnvironmentProblem: says which size is right.
+    """
+    found = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    if found != goal.ranks:
+        raise EnvironmentProblem(
+            f"{goal.stage}: found {found} tasks of srun, expected {goal.ranks}, the ranks of the cluster file\n"
+            "  set --nodes and --ntasks-per-node to its nodes and ranks_per_node"
+        )
 
 
 def again(workspace: Workspace, code: int) -> None:
@@ -176,10 +192,9 @@ def again(workspace: Workspace, code: int) -> None:
     end, reason = _read(this.path("end")), f"Slurm job {this.job}: {_read(this.path('end'))['reason']}"
     if end["code"] not in (None, Stopped.exit_code):
         raise (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
-    state = queue.state_of(this.job)
     # When a rank dies srun sends SIGTERM to the others; only ranks that all left in order were asked to leave.
     asked = code == Stopped.exit_code and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
-    if state not in (None, "RUNNING") or asked:
+    if queue.states_of(this.job) not in (None, ["RUNNING"]) or asked:
         raise Stopped(f"{reason}\n  it is left as it is")
     this.refuse_futile(Manifest(workspace))
     objection = queue.requeue(this.job)

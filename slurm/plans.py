@@ -36,11 +36,6 @@ def make_plans(context: Context, stages: Sequence[str], choice: Choice) -> list[
     return found
 
 
-def arguments_of(context: Context, stage: str, *more: str) -> tuple[str, ...]:
-    """The command line of one task of a stage, without its number."""
-    return (stage, *context.task_arguments[1:], *more)
-
-
 def preprocess_plan(context: Context, choice: Choice) -> Plan:
     """The tasks with units that are not recorded; the last one also prepares the evaluation sets, and seals.
 
@@ -56,7 +51,7 @@ def preprocess_plan(context: Context, choice: Choice) -> Plan:
         numbers = [n for n in range(total - 1) if any(u.name not in recorded for u in tasks_of(units, total, n))]
         numbers.append(total - 1)
     names = tuple((number, f"task {number} of {total}") for number in numbers)
-    return Plan("preprocess", names, arguments_of(context, "preprocess", "--tasks", str(total)))
+    return Plan("preprocess", names, ("--tasks", str(total)))
 
 
 def train_plan(context: Context, choice: Choice) -> Plan:
@@ -70,7 +65,7 @@ def train_plan(context: Context, choice: Choice) -> Plan:
     chosen = experiment.choose_seeds(choice.seeds)
     left = [seed for seed in chosen if not is_complete(experiment, seed, context.manifest)]
     units = tuple((numbers[seed], experiment.run_name(seed)) for seed in left)
-    return Plan("train", units, arguments_of(context, "train", *choice.flags))
+    return Plan("train", units, tuple(choice.flags))
 
 
 def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
@@ -98,7 +93,7 @@ def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
     numbers = [number for number in range(total) if any(left[cuts[number] : cuts[number + 1]])]
     names = tuple((number, f"task {number} of {total}") for number in numbers)
     words = [word for seed in seeds for word in ("--seed", seed)] + [w for s in steps for w in ("--step", str(s))]
-    return Plan("export", names, arguments_of(context, "export", "--tasks", str(total), *words))
+    return Plan("export", names, ("--tasks", str(total), *words))
 
 
 def goal_of(context: Context, stage: str, task: int) -> Goal:
@@ -113,7 +108,8 @@ def goal_of(context: Context, stage: str, task: int) -> Goal:
         if task >= len(seeds):
             raise ConfigError(f"--task: found {task}, expected 0 to {len(seeds) - 1}, one for each seed; see status")
         run = experiment.run_name(seeds[task])
-        attempts = context.cluster.stages.train.max_attempts_without_progress
-        return Goal(stage, ((run, "weights"), (run, "state")), attempts)
+        resources = context.cluster.stages.train
+        records = ((run, "weights"), (run, "state"))
+        return Goal(stage, records, resources.max_attempts_without_progress, resources.world_size())
     names = experiment.dataset_names() if stage == "preprocess" else map(experiment.run_name, experiment.seeds)
     return Goal(stage, tuple((name,) for name in names), ATTEMPTS)

@@ -38,14 +38,14 @@ def my_jobs() -> list[Job] | None:
     return [Job(*line.split("|", 3)) for line in answer.stdout.splitlines() if line.count("|") >= 3]
 
 
-def state_of(label: str) -> str | None:
-    """The state of one job; `GONE` if Slurm has forgotten it, None if Slurm does not answer."""
-    answer = ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={label}")
+def states_of(label: str) -> list[str] | None:
+    """The state of a job, or of all tasks of an array; empty if Slurm has forgotten it, None if it does not answer."""
+    answer = ask("squeue", "--noheader", "--array", "--states=all", "--format=%T", f"--jobs={label}")
     if answer is None:
         return None
     if answer.returncode:
-        return "GONE" if "Invalid job id" in answer.stderr else None
-    return answer.stdout.strip() or "GONE"
+        return [] if "Invalid job id" in answer.stderr else None
+    return answer.stdout.split()
 
 
 def may_run(label: str) -> bool | None:
@@ -53,8 +53,8 @@ def may_run(label: str) -> bool | None:
 
     A node that failed puts its job into NODE_FAIL for a moment before it waits again.
     """
-    state = state_of(label)
-    return None if state is None else state not in ("GONE", *ENDED)
+    states = states_of(label)
+    return None if states is None else not set(ENDED).issuperset(states)
 
 
 def requeue(label: str) -> str:

@@ -1,7 +1,9 @@
 """what is about to be submitted -> a folder that says so beforehand: nothing is submitted twice, even after a crash.
 
-workspace/jobs/<stage>/0007-3fa9c1d2/
+workspace/jobs/<stage>/000007-3fa9c1d2/
   submission.json   before sbatch: experiment, tasks in the order of the array's indices, what each task is called
+  experiment.yaml   the resolved configs, which the tasks read: what is edited later changes no job that waits
+  cluster.yaml
   job.json          after it: Slurm's number. Where it is missing, the job is found by its comment, the folder's name
   *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's
 """
@@ -14,9 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mistral.config import to_yaml
 from mistral.errors import EnvironmentProblem
 from mistral.files import canonical_json, make_folder, publish_bytes, read_json, write_bytes
 from mistral.workspace import Workspace
+from pipeline.context import Context
 from slurm.queue import Job
 
 PRIVATE = 0o700
@@ -31,7 +35,14 @@ class Submission:
     experiment: str
     tasks: tuple[int, ...]  # the task numbers, by index in the array
     names: tuple[str, ...]  # what each is called: a run, or `task 3 of 8`
-    arguments: tuple[str, ...]  # the command line of a task, without its number
+    flags: tuple[str, ...]  # of the command line, besides the configs, the workspace and the number
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The command line of a task, without its number."""
+        experiment, cluster = (str(self.folder / name) for name in ("experiment.yaml", "cluster.yaml"))
+        workspace = str(self.folder.parents[2])
+        return (self.stage, experiment, "--workspace", workspace, "--cluster", cluster, *self.flags)
 
     @property
     def comment(self) -> str:
@@ -86,24 +97,23 @@ def jobs_folder(workspace: Workspace, stage: str) -> Path:
     return folder
 
 
-def create(
-    workspace: Workspace, stage: str, experiment: str, units: Sequence[tuple[int, str]], arguments: Sequence[str]
-) -> Submission:
+def create(context: Context, stage: str, units: Sequence[tuple[int, str]], flags: Sequence[str]) -> Submission:
     """Write down what is about to be submitted.
 
     Args:
-        workspace: where.
+        context: the configs and the workspace.
         stage: preprocess, train or export.
-        experiment: its name.
         units: number and name of each task.
-        arguments: the command line of a task, without its number.
+        flags: of the command line of each task.
     """
-    parent = jobs_folder(workspace, stage)
-    number = max((int(path.name[:4]) for path in parent.glob("[0-9]*-*")), default=0) + 1
-    folder = parent / f"{number:04d}-{secrets.token_hex(4)}"
+    parent = jobs_folder(context.workspace, stage)
+    number = max((int(path.name.partition("-")[0]) for path in parent.glob("[0-9]*-*")), default=0) + 1
+    folder = parent / f"{number:06d}-{secrets.token_hex(4)}"
     folder.mkdir(mode=PRIVATE)
     tasks, names = zip(*units, strict=True)
-    submission = Submission(folder, stage, experiment, tasks, names, tuple(arguments))
+    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags))
+    write_bytes(folder / "experiment.yaml", to_yaml(context.experiment).encode())
+    write_bytes(folder / "cluster.yaml", to_yaml(context.cluster).encode())
     told = {name: value for name, value in asdict(submission).items() if name != "folder"}
     write_bytes(folder / "submission.json", canonical_json(told))
     return submission
@@ -115,7 +125,7 @@ def recorded(workspace: Workspace, experiment: str | None = None) -> list[Submis
     for path in sorted((workspace.root / "jobs").glob("*/*/submission.json")):
         told = read_json(path)
         if experiment in (None, told["experiment"]):
-            lists = (tuple(told[name]) for name in ("tasks", "names", "arguments"))
+            lists = (tuple(told[name]) for name in ("tasks", "names", "flags"))
             found.append(Submission(path.parent, told["stage"], told["experiment"], *lists))
     return found
 

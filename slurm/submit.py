@@ -30,11 +30,11 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of one stage that are missing: their numbers and names, and the command line without the number."""
+    """The tasks of one stage that are missing: their numbers and names, and the flags of their command lines."""
 
     stage: str
     units: tuple[tuple[int, str], ...]
-    arguments: tuple[str, ...]
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,28 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
         active = submissions.active(submissions.recorded(context.workspace, context.experiment.name), known)
         before: list[str] = []
         for plan in plans:
-            found = _attach([task for task in active if task.submission.stage == plan.stage])
-            busy = {task.task for task in active if task.submission.stage == plan.stage}
+            there = [task for task in active if task.submission.stage == plan.stage]
+            _refuse_other_cut(plan, there)
+            found, busy = _attach(there), {task.task for task in there}
             missing = [unit for unit in plan.units if unit[0] not in busy]
             new = _submit_arrays(context, plan, missing, before)
             jobs += found + new
             before = [job.number for job in found + new]
     return jobs
+
+
+def _refuse_other_cut(plan: Plan, there: Sequence[submissions.Active]) -> None:
+    """A task's number means the same as in the jobs that are there, or nothing is submitted.
+
+    Raises:
+        EnvironmentProblem: these jobs cut the stage in another way.
+    """
+    others = [task for task in there if task.submission.flags != plan.flags and plan.stage != "train"]
+    if others:
+        raise EnvironmentProblem(
+            f"{plan.stage}: found job {others[0].job.label} with {' '.join(others[0].submission.flags)}, expected "
+            f"{' '.join(plan.flags)}\n  wait for it, cancel it, or give the same options"
+        )
 
 
 def _attach(active: Sequence[submissions.Active]) -> list[Job]:
@@ -115,7 +130,7 @@ def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]
     waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
     for start in range(0, len(units), longest):
         some = units[start : start + longest]
-        submission = submissions.create(context.workspace, plan.stage, context.experiment.name, some, plan.arguments)
+        submission = submissions.create(context, plan.stage, some, plan.flags)
         dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
         number = _launch(context, submission, dependency)
         submission.record(number)
@@ -194,7 +209,7 @@ def sbatch_text(context: Context, plan: Plan, dependency: str) -> str:
     units = plan.units[: queue.max_array_size()]
     tasks, names = zip(*units, strict=True)
     folder = context.workspace.root / "jobs" / plan.stage / "NUMBER"
-    submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.arguments)
+    submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.flags)
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     text: str = submitit_slurm._make_sbatch_string(
         command=command, folder=folder, map_count=len(units) if len(units) > 1 else None,

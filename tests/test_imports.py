@@ -71,8 +71,8 @@ IMPORTS = {
     "mistral.yamltext": "errors",
     "pipeline": "",
     "pipeline.cli": f"{ALL_OF_MISTRAL} pipeline.* slurm.*",
-    "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.options pipeline.preprocess pipeline.results "
-    "pipeline.train slurm.*",
+    "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.options pipeline.preprocess "
+    "pipeline.results pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
     "pipeline.evaluate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.results",
     "pipeline.export": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
@@ -94,7 +94,7 @@ IMPORTS = {
     "slurm.attempt slurm.submit",
     "slurm.queue": "errors",
     "slurm.rendezvous": "errors files",
-    "slurm.submissions": f"{ALL_OF_MISTRAL} slurm.queue",
+    "slurm.submissions": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue",
     "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue slurm.submissions slurm.task",
     "slurm.task": "",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral.errors import ConfigError, Findings, MistralError, Stopped
+from mistral.errors import ConfigError, EnvironmentProblem, Findings, MistralError, Stopped
 from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline import local
@@ -21,7 +21,7 @@ def job(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("SLURM_") or name == "RANK"]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(local, "RECEIVED", [])
-    monkeypatch.setattr(queue, "state_of", lambda label: "RUNNING")
+    monkeypatch.setattr(queue, "states_of", lambda label: ["RUNNING"])
     requeued = []
     monkeypatch.setattr(queue, "requeue", lambda label: requeued.append(label) or "")
 
@@ -86,11 +86,11 @@ def test_a_rank_that_died_does_not_count_as_told_to_leave(job, tmp_path):
     assert requeued == ["12_3"]
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "REQUEUED", "GONE"])
-def test_a_job_that_slurm_has_ended_is_left(job, tmp_path, monkeypatch, state):
+@pytest.mark.parametrize("states", [["CANCELLED"], ["COMPLETING"], ["REQUEUED"], []])
+def test_a_job_that_slurm_has_ended_is_left(job, tmp_path, monkeypatch, states):
     requeued, workspace = job(0), Workspace(tmp_path)
     do(workspace)
-    monkeypatch.setattr(queue, "state_of", lambda label: state)
+    monkeypatch.setattr(queue, "states_of", lambda label: states)
     with pytest.raises(Stopped, match="exit code 143\n  it is left as it is"):
         attempt.again(workspace, 143)
     assert requeued == []
@@ -175,6 +175,17 @@ def test_only_rank_0_counts_and_any_rank_may_say_why(job, tmp_path, monkeypatch)
     folder = tmp_path / "jobs/attempts/12_3"
     assert [path.name for path in folder.iterdir()] == ["0000.end"]
     assert json.loads((folder / "0000.end").read_bytes())["reason"] == "ConfigError: no GPU here"
+
+
+def test_a_step_of_another_size_is_refused(job, tmp_path, monkeypatch):
+    job(0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with (
+        pytest.raises(EnvironmentProblem, match="found 4 tasks of srun, expected 1, the ranks"),
+        attempt.attempt(Workspace(tmp_path), GOAL),
+    ):
+        pytest.fail("the task began")
 
 
 def test_an_owner_is_a_job_and_a_process(job, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import ROOT, DevCluster, ask, cluster, wait_until  # noqa: F401  a fixture
 
+from mistral.lease import acquire
 from mistral.workspace import Workspace
 from pipeline import options
 from slurm import follow, queue, submissions, submit
@@ -134,17 +135,19 @@ def test_an_array_is_cut_to_what_slurm_allows_and_its_parts_follow_each_other(
     context = options.make_context(
         str(tiny / "tiny.yaml"), tiny / "ws", str(tiny / "jobs.yaml"), (), ["preprocess", str(tiny / "tiny.yaml")]
     )
-    plan = submit.Plan("preprocess", tuple((n, f"task {n} of 9") for n in (0, 2, 3, 5, 8)), ("preprocess", "x"))
+    plan = submit.Plan("preprocess", tuple((n, f"task {n} of 9") for n in (0, 2, 3, 5, 8)), ("--tasks", "9"))
     jobs = submit.submit(context, [plan])
     assert [job.submission.tasks for job in jobs] == [(0, 2), (3, 5), (8,)]
     second = ask("scontrol", "show", "job", f"{jobs[1].number}_0")
     assert f"Dependency=afterany:{jobs[0].number}" in second
     assert "ArrayTaskThrottle=1" in second
     path = jobs[1].submission.folder / f"{jobs[1].number}_1_submitted.pkl"
-    assert pickle.loads(path.read_bytes()).function.arguments == ("preprocess", "x", "--task", "5")
-    assert [task.task for task in follow.active(Workspace(tiny / "ws"), "tiny") or []] == [0, 2, 3, 5, 8]
+    words = pickle.loads(path.read_bytes()).function.arguments
+    assert (words[0], words[-4:]) == ("preprocess", ("--tasks", "9", "--task", "5"))
+    assert sorted(task.task for task in follow.active(Workspace(tiny / "ws"), "tiny") or []) == [0, 2, 3, 5, 8]
     again = submit.submit(context, [plan])
     assert all(job.found for job in again)
+    assert "expected --tasks 2" in call(tiny, "preprocess", code=1)  # whose numbers mean something else
     call(tiny, "cancel")
 
 
@@ -168,6 +171,11 @@ def test_where_slurm_does_not_answer_nothing_is_submitted_and_nothing_is_called_
     mute.write_text(f"#!/bin/bash\necho squeue >> {calls}\necho 'squeue: error: no answer' >&2\nexit 1\n")
     mute.chmod(0o755)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    folder = tiny / "ws" / "runs" / "alias-tiny-x21"
+    acquire(folder, {"kind": "slurm", "job": "12_3", "restart": 0}, lambda _: False)
+    assert json.loads(call(tiny, "status", "--json"))["runs"][0]["state"] == "stopped"
+    assert json.loads(call(tiny, "status", "--json", PATH=path))["runs"][0]["state"] == "unknown"
+    calls.unlink()
     assert "jobs: unknown" in call(tiny, "status", PATH=path)
     assert json.loads(call(tiny, "status", "--json", PATH=path))["jobs"] is None
     assert "nothing was submitted" in call(tiny, "preprocess", PATH=path, code=1)

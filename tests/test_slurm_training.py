@@ -29,8 +29,8 @@ ALIAS, BATTLESTAR = "alias-tiny-x21", "battlestar-tiny-x49"
 SLURM = """
 name: {name}
 executor: slurm
+partition: {partition}
 setup: {setup}
-extra: {extra}
 stages: {{train: {{nodes: {nodes}, ranks_per_node: {ranks}, memory_gigabytes: 2, minutes: {minutes},
                    signal_lead_seconds: {lead}, array_width: 2, max_attempts_without_progress: 2}}}}
 """
@@ -131,7 +131,7 @@ def make_scene(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     def make(name: str, text: str = SLURM, **values: object) -> Scene:
         folder = tmp_path_factory.mktemp(name)
-        settings = {"nodes": 1, "ranks": 1, "minutes": 30, "lead": 60, "extra": "{}", "setup": "[]"} | values
+        settings = {"nodes": 1, "ranks": 1, "minutes": 30, "lead": 60, "partition": "main", "setup": "[]"} | values
         (folder / "cluster.yaml").write_text(text.format(name=name, **settings))
         shutil.copytree(packed / "workspace", folder / "workspace")
         return Scene(packed / "tiny.yaml", folder / "workspace", folder / "cluster.yaml")
@@ -148,9 +148,11 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
         "cancel": make_scene("cancel"),
         "requeue": make_scene("requeue"),
         "crash": make_scene("crash", setup='["ulimit -v 400000"]'),
+        "preempt": make_scene("preempt", partition="preempt"),
         "node": make_scene("node"),
     }
     actions = {"limit": halt_until_signal, "signal": send_usr2, "cancel": cancel_alias, "requeue": requeue}
+    actions["preempt"] = partial(preempt, neighbours=[every[name] for name in actions])
     actions["node"] = partial(kill_node, cluster=cluster, neighbours=[every[name] for name in actions])
     for name, scene in every.items():
         scene.submit(*(() if name == "cancel" else ("--seed", "alias")))
@@ -196,14 +198,34 @@ def halt_until_signal(scene: Scene) -> None:
         os.kill(process, signal.SIGCONT)
 
 
+def preempt(scene: Scene, neighbours: Sequence[Scene]) -> None:
+    """Halt a job of low priority, and ask for all that is left of its node once the other jobs are gone."""
+    scene.wait_for_step(30)
+    [process] = processes_of(scene)
+    os.kill(process, signal.SIGSTOP)
+    wait_for_end_of(neighbours)
+    node = ask("squeue", "--noheader", "--format=%N", "--jobs", scene.job)
+    busy = sum(map(int, ask("squeue", "--noheader", "--partition=main", f"--nodelist={node}", "--format=%C").split()))
+    size = [f"--nodelist={node}", f"--cpus-per-task={4 - busy}", "--mem=100M"]
+    ask("sbatch", "--output=/dev/null", *size, "--wrap=sleep 1")
+    wait_until(lambda: is_told(process, signal.SIGUSR2), "the signal of the preemption", 100)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def wait_for_end_of(scenes: Sequence[Scene]) -> None:
+    """Wait until none of the jobs is in the queue."""
+    for scene in scenes:
+        wait_until(scene.begins, f"the start of {scene.job}")
+        wait_until(lambda scene=scene: not in_queue(scene.job), f"the end of {scene.job}", 400)
+
+
 def kill_node(scene: Scene, cluster: DevCluster, neighbours: Sequence[Scene]) -> None:  # noqa: F811
     """Halt a job, and kill its node once no other job is there."""
     scene.wait_for_step(30)
     [process] = processes_of(scene)
     os.kill(process, signal.SIGSTOP)
-    for other in neighbours:
-        wait_until(lambda other=other: other.begins(), f"the start of {other.job}")
-        wait_until(lambda other=other: not in_queue(other.job), f"the end of {other.job}", 400)
+    wait_for_end_of(neighbours)
     node = ask("squeue", "--noheader", "--format=%N", "--jobs", scene.job)
     cluster.call("kill", node)
     ask("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
@@ -285,6 +307,15 @@ def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     assert scene.attempts() == 2
     [end] = scene.ends()
     assert (end["code"], end["signals"]) == (75, ["SIGUSR2"])
+    assert scene.result() == undisturbed(1)
+
+
+def test_a_job_that_gives_way_goes_on_later(scenes, undisturbed):
+    scene = scenes("preempt")
+    scene.finish()
+    assert scene.attempts() == 2
+    [end] = scene.ends()
+    assert (end["code"], end["signals"][0]) == (75, "SIGUSR2")
     assert scene.result() == undisturbed(1)
 
 
