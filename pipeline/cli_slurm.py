@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mistral.errors import ConfigError, Findings
+from mistral.errors import EnvironmentProblem, Findings
 from pipeline.options import Command, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -253,7 +253,7 @@ def cancel(  # noqa: PLR0917  click calls it by keywords
     runs = [loaded.run_name(seed) for seed in loaded.choose_seeds(seeds)]
     found = active(Workspace(workspace.absolute()), loaded.name, "train" if seeds else stage_name)
     if found is None:
-        raise ConfigError("found no answer from squeue, expected Slurm's list of jobs; nothing was cancelled")
+        raise EnvironmentProblem("found no answer from squeue, expected Slurm's list of jobs; nothing was cancelled")
     labels = [task.job.label for task in found if not seeds or task.name in runs]
     if labels:
         queue.cancel(labels)

@@ -566,3 +566,19 @@ def test_any_text_survives_the_resolved_config(load, text):
     written = to_yaml(experiment)
     assert load(written).export.organization == text
     assert yaml.safe_load(written)["export"]["organization"] == text
+
+
+def test_all_problems_of_a_cluster_file_are_told_before_anything_is_submitted(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "name: wrong\nexecutor: slurm\nextra: {reservation: x, array: 0-3, cpus_per_task: 2}\npartitions: gpu\n"
+        "stages: {train: {minutes: 2, signal_lead_seconds: 120}, export: {array_width: 0}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(str(path))
+    told = str(caught.value)
+    assert "extra: found array, cpus_per_task, expected options that nothing else in this file decides" in told
+    assert "found signal_lead_seconds 120, expected less than the 2 minutes of a task" in told
+    assert "partitions" in told
+    assert "stages.export.array_width" in told
+    assert "reservation" not in told

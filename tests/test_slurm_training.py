@@ -154,7 +154,8 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
     actions = {"limit": halt_until_signal, "signal": send_usr2, "cancel": cancel_alias, "requeue": requeue}
     actions["preempt"] = partial(preempt, neighbours=[every[name] for name in actions])
     actions["node"] = partial(kill_node, cluster=cluster, neighbours=[every[name] for name in actions])
-    for name, scene in every.items():
+    for name in every.keys() - {"preempt"}:
+        scene = every[name]
         scene.submit(*(() if name == "cancel" else ("--seed", "alias")))
     with ThreadPoolExecutor(len(actions)) as pool:
         done = {name: pool.submit(action, every[name]) for name, action in actions.items()}
@@ -199,11 +200,12 @@ def halt_until_signal(scene: Scene) -> None:
 
 
 def preempt(scene: Scene, neighbours: Sequence[Scene]) -> None:
-    """Halt a job of low priority, and ask for all that is left of its node once the other jobs are gone."""
+    """A job of low priority, once those before which it would give way are gone; then ask for the rest of its node."""
+    wait_for_end_of(neighbours)
+    scene.submit("--seed", "alias")
     scene.wait_for_step(30)
     [process] = processes_of(scene)
     os.kill(process, signal.SIGSTOP)
-    wait_for_end_of(neighbours)
     node = ask("squeue", "--noheader", "--format=%N", "--jobs", scene.job)
     busy = sum(map(int, ask("squeue", "--noheader", "--partition=main", f"--nodelist={node}", "--format=%C").split()))
     size = [f"--nodelist={node}", f"--cpus-per-task={4 - busy}", "--mem=100M"]
@@ -217,7 +219,7 @@ def wait_for_end_of(scenes: Sequence[Scene]) -> None:
     """Wait until none of the jobs is in the queue."""
     for scene in scenes:
         wait_until(scene.begins, f"the start of {scene.job}")
-        wait_until(lambda scene=scene: not in_queue(scene.job), f"the end of {scene.job}", 400)
+        wait_until(lambda scene=scene: scene.job and not in_queue(scene.job), f"the end of {scene.job}", 400)
 
 
 def kill_node(scene: Scene, cluster: DevCluster, neighbours: Sequence[Scene]) -> None:  # noqa: F811
