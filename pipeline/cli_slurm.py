@@ -100,7 +100,8 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
     if context.wait:
         from slurm.follow import follow
 
-        follow(context.workspace, context.experiment.name, context.progress)
+        if jobs:
+            follow(context.workspace, context.experiment.name, context.progress)
         tell_results(context, stages, choice.seeds, options["as_json"])
         refuse_missing(context, plans.make_plans(context, stages, choice))
 

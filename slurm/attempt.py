@@ -76,12 +76,13 @@ class Attempt:
         Raises:
             Findings: too many before it made no progress.
         """
-        if self.restart == 0 and not self.path("begin").exists():
+        step = os.environ.get("SLURM_STEP_LAUNCHER_PORT", "")
+        if self.restart == 0 and _read(self.path("begin")).get("step") != step:
             remove_folder(self.folder)  # of a job of the same number, on a cluster that began to count again
         futile = self.without_progress(progress)
         if futile >= goal.attempts:
             raise self.given_up(futile)
-        publish_bytes(self.path("begin"), canonical_json({**asdict(goal), "progress": progress}))
+        publish_bytes(self.path("begin"), canonical_json({**asdict(goal), "progress": progress, "step": step}))
 
     def end(self, error: BaseException) -> None:
         """Leave the stop file: why this attempt ends. The first rank that has a reason is believed."""
@@ -194,7 +195,9 @@ def again(workspace: Workspace, code: int) -> None:
         raise (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
     # When a rank dies srun sends SIGTERM to the others; only ranks that all left in order were asked to leave.
     asked = code == Stopped.exit_code and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
-    if queue.states_of(this.job) not in (None, ["RUNNING"]) or asked:
+    # Slurm requeues a preempted job that it has to kill, but not one that leaves within its time of grace.
+    left = asked and not queue.is_preempted(this.job)
+    if left or queue.states_of(this.job) not in (None, ["RUNNING"]):
         raise Stopped(f"{reason}\n  it is left as it is")
     this.refuse_futile(Manifest(workspace))
     objection = queue.requeue(this.job)

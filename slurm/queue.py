@@ -57,6 +57,13 @@ def may_run(label: str) -> bool | None:
     return None if states is None else not set(ENDED).issuperset(states)
 
 
+def is_preempted(label: str) -> bool:
+    """Whether a job was told to give way to another one."""
+    answer = ask("scontrol", "show", "job", label)
+    found = re.search(r"\bPreemptTime=(\S+)", answer.stdout) if answer else None
+    return found is not None and found[1] not in ("None", "(null)", "Unknown")
+
+
 def requeue(label: str) -> str:
     """Run a job again from the start; returns what Slurm objects, or nothing."""
     answer = ask("scontrol", "requeue", label)

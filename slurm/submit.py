@@ -67,6 +67,8 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
         EnvironmentProblem: Slurm does not answer, or refuses a job.
     """
     jobs: list[Job] = []
+    if not any(plan.units for plan in plans):
+        return jobs
     with submissions.alone(context.workspace):
         known = queue.my_jobs()
         if known is None:
@@ -142,7 +144,7 @@ def _launch(context: Context, submission: Submission, dependency: str) -> str:
     executor = submitit.SlurmExecutor(submission.folder)
     executor.update_parameters(**parameters(context, submission, dependency))
     try:
-        with without_secrets():
+        with plain_environment():
             jobs = executor.submit_array([_task(submission, number) for number in submission.tasks])
     except (FailedSubmissionError, RuntimeError) as error:
         raise EnvironmentProblem(
@@ -157,9 +159,10 @@ def _task(submission: Submission, number: int) -> Task:
 
 
 @contextlib.contextmanager
-def without_secrets() -> Iterator[None]:
-    """sbatch hands the environment on to the job, and keeps it: tokens stay out of it."""
-    kept = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
+def plain_environment() -> Iterator[None]:
+    """sbatch hands the environment on to the job, and keeps it: without tokens, and without another job's numbers."""
+    foreign = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    kept = {name: os.environ.pop(name) for name in (*SECRETS, *foreign) if name in os.environ}
     try:
         yield
     finally:

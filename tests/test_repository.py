@@ -65,17 +65,22 @@ def test_the_paths_of_the_readme_exist():
             assert (ROOT / (name if "/" in name else f"{folder}/{name}")).exists(), name
 
 
-def test_the_commands_of_the_readme_are_ones_that_exist():
+@pytest.mark.parametrize("page", ["README.md", "docs/operators.md"])
+def test_the_commands_of_a_page_are_ones_that_exist(page):
     import shlex
 
     from pipeline.cli import cli
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     commands = re.findall(r"^    mistral-pipeline (.*?)(?:#.*)?$", text, flags=re.M)
     assert len(commands) >= 4
     for line in commands:
         name, *arguments = shlex.split(line)
         cli.commands[name].make_context(name, arguments)
+
+
+def test_the_targets_of_the_readme_are_ones_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"^    make (\w+)", text, flags=re.M)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets == ["quickstart", "test"]

@@ -22,6 +22,7 @@ def job(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setattr(local, "RECEIVED", [])
     monkeypatch.setattr(queue, "states_of", lambda label: ["RUNNING"])
+    monkeypatch.setattr(queue, "is_preempted", lambda label: False)
     requeued = []
     monkeypatch.setattr(queue, "requeue", lambda label: requeued.append(label) or "")
 
@@ -75,6 +76,15 @@ def test_a_task_that_was_told_to_leave_is_left(job, tmp_path, signals):
     with pytest.raises(Stopped, match="it is left as it is"):
         attempt.again(workspace, 75)
     assert requeued == []
+
+
+def test_a_task_that_gave_way_in_order_runs_again(job, tmp_path, monkeypatch):
+    requeued, workspace = job(0), Workspace(tmp_path)
+    do(workspace, Stopped("stopped at step 7"), "SIGTERM")
+    monkeypatch.setattr(queue, "is_preempted", lambda label: True)
+    with pytest.raises(Stopped, match="it waits to run again"):
+        attempt.again(workspace, 75)
+    assert requeued == ["12_3"]
 
 
 def test_a_rank_that_died_does_not_count_as_told_to_leave(job, tmp_path):
@@ -148,14 +158,16 @@ def test_a_task_that_never_began_is_bounded_too(job, tmp_path):
             attempt.again(workspace, 127)
 
 
-def test_the_files_of_an_old_job_with_the_same_number_do_not_count(job, tmp_path):
+def test_the_files_of_an_old_job_with_the_same_number_do_not_count(job, tmp_path, monkeypatch):
     workspace = Workspace(tmp_path)
     for restart in range(2):
         job(restart)
         do(workspace)
     folder = tmp_path / "jobs" / "attempts" / "12_3"
-    (folder / "0000.begin").unlink()
     job(0)
+    do(workspace)
+    assert len(list(folder.iterdir())) == 2
+    monkeypatch.setenv("SLURM_STEP_LAUNCHER_PORT", "40001")
     do(workspace)
     assert [path.name for path in folder.iterdir()] == ["0000.begin"]
     assert oct((tmp_path / "jobs").stat().st_mode)[-3:] == "700"

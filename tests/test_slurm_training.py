@@ -149,12 +149,14 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
         "requeue": make_scene("requeue"),
         "crash": make_scene("crash", setup='["ulimit -v 400000"]'),
         "preempt": make_scene("preempt", partition="preempt"),
+        "grace": make_scene("grace", partition="preempt"),
         "node": make_scene("node"),
     }
     actions = {"limit": halt_until_signal, "signal": send_usr2, "cancel": cancel_alias, "requeue": requeue}
-    actions["preempt"] = partial(preempt, neighbours=[every[name] for name in actions])
+    actions["preempt"] = partial(preempt, told=signal.SIGUSR2, neighbours=[every[name] for name in actions])
+    actions["grace"] = partial(preempt_by_sigterm, cluster=cluster, neighbours=[every[name] for name in actions])
     actions["node"] = partial(kill_node, cluster=cluster, neighbours=[every[name] for name in actions])
-    for name in every.keys() - {"preempt"}:
+    for name in [name for name in every if name not in ("preempt", "grace")]:
         scene = every[name]
         scene.submit(*(() if name == "cancel" else ("--seed", "alias")))
     with ThreadPoolExecutor(len(actions)) as pool:
@@ -199,7 +201,16 @@ def halt_until_signal(scene: Scene) -> None:
         os.kill(process, signal.SIGCONT)
 
 
-def preempt(scene: Scene, neighbours: Sequence[Scene]) -> None:
+def preempt_by_sigterm(scene: Scene, cluster: DevCluster, neighbours: Sequence[Scene]) -> None:  # noqa: F811
+    """Where Slurm does not send the signal that the job asked for."""
+    wait_for_end_of(neighbours)
+    path = Path(cluster.environment["DEVCLUSTER_DIR"]) / "etc" / "slurm.conf"
+    path.write_text(path.read_text().replace("SlurmctldParameters=preempt_send_user_signal\n", ""))
+    ask("scontrol", "reconfigure")
+    preempt(scene, (), signal.SIGTERM)
+
+
+def preempt(scene: Scene, neighbours: Sequence[Scene], told: signal.Signals) -> None:
     """A job of low priority, once those before which it would give way are gone; then ask for the rest of its node."""
     wait_for_end_of(neighbours)
     scene.submit("--seed", "alias")
@@ -210,7 +221,7 @@ def preempt(scene: Scene, neighbours: Sequence[Scene]) -> None:
     busy = sum(map(int, ask("squeue", "--noheader", "--partition=main", f"--nodelist={node}", "--format=%C").split()))
     size = [f"--nodelist={node}", f"--cpus-per-task={4 - busy}", "--mem=100M"]
     ask("sbatch", "--output=/dev/null", *size, "--wrap=sleep 1")
-    wait_until(lambda: is_told(process, signal.SIGUSR2), "the signal of the preemption", 100)
+    wait_until(lambda: is_told(process, told), "the signal of the preemption", 100)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGCONT)
 
@@ -312,12 +323,13 @@ def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     assert scene.result() == undisturbed(1)
 
 
-def test_a_job_that_gives_way_goes_on_later(scenes, undisturbed):
-    scene = scenes("preempt")
+@pytest.mark.parametrize(("name", "told"), [("preempt", "SIGUSR2"), ("grace", "SIGTERM")])
+def test_a_job_that_gives_way_goes_on_later(scenes, undisturbed, name, told):
+    scene = scenes(name)
     scene.finish()
     assert scene.attempts() == 2
     [end] = scene.ends()
-    assert (end["code"], end["signals"][0]) == (75, "SIGUSR2")
+    assert (end["code"], end["signals"][0]) == (75, told)
     assert scene.result() == undisturbed(1)
 
 

@@ -1,5 +1,6 @@
 """What would be submitted: the tasks that are missing, by their numbers, and the very text that sbatch gets."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -102,10 +103,11 @@ def test_a_dry_run_where_nothing_is_submitted_is_a_wrong_command_line(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_tokens_stay_out_of_what_sbatch_keeps(monkeypatch):
-    import os
-
+def test_tokens_and_the_numbers_of_another_job_stay_out_of_what_sbatch_keeps(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with submit.without_secrets():
-        assert "HF_TOKEN" not in os.environ
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")  # in a job from which another one is submitted
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    with submit.plain_environment():
+        assert not {"HF_TOKEN", "SLURM_ARRAY_JOB_ID"} & os.environ.keys()
+        assert "SLURM_CONF" in os.environ
     assert os.environ["HF_TOKEN"] == "hf_secret"
