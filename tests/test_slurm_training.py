@@ -21,6 +21,9 @@ from pathlib import Path
 import pytest
 from slurm_cluster import DevCluster, ask, cluster, wait_until  # noqa: F401  a fixture
 
+from mistral.workspace import Workspace
+from slurm import follow, submissions
+
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 LONG = ("training.max_steps=240", "checkpoints.schedule=[[60,240]]", "checkpoints.resume_every_steps=20")
@@ -145,6 +148,7 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
     every = {
         "limit": make_scene("limit", minutes=1, lead=30),
         "signal": make_scene("signal", nodes=2, ranks=2),
+        "rank": make_scene("rank", nodes=2),
         "cancel": make_scene("cancel"),
         "requeue": make_scene("requeue"),
         "crash": make_scene("crash", setup='["ulimit -v 400000"]'),
@@ -153,6 +157,7 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
         "node": make_scene("node"),
     }
     actions = {"limit": halt_until_signal, "signal": send_usr2, "cancel": cancel_alias, "requeue": requeue}
+    actions["rank"] = kill_a_rank
     actions["preempt"] = partial(preempt, told=signal.SIGUSR2, neighbours=[every[name] for name in actions])
     actions["grace"] = partial(preempt_by_sigterm, cluster=cluster, neighbours=[every[name] for name in actions])
     actions["node"] = partial(kill_node, cluster=cluster, neighbours=[every[name] for name in actions])
@@ -189,6 +194,14 @@ def requeue(scene: Scene) -> None:
     """As an operator does."""
     scene.wait_for_step(30)
     ask("scontrol", "requeue", scene.job)
+
+
+def kill_a_rank(scene: Scene) -> None:
+    """As the kernel does when memory runs out: the other rank waits for it, and srun ends that one."""
+    scene.wait_for_step(30)
+    ranks = processes_of(scene)
+    assert len(ranks) == 2
+    os.kill(ranks[-1], signal.SIGKILL)
 
 
 def halt_until_signal(scene: Scene) -> None:
@@ -314,6 +327,14 @@ def test_a_requeued_job_goes_on_where_it_was(scenes, undisturbed):
     assert scene.result() == undisturbed(1)
 
 
+def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_last_state(scenes, undisturbed):
+    scene = scenes("rank")
+    scene.finish()
+    assert scene.attempts() == 2
+    assert [end["code"] for end in scene.ends()] == [None]
+    assert scene.result() == undisturbed(2)
+
+
 def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     scene = scenes("limit")
     scene.finish()
@@ -340,6 +361,8 @@ def test_a_crash_loop_ends_after_its_bounded_attempts_and_says_why(scenes):
     assert len(scene.ends()) == 2
     log = "".join(path.read_text() for path in scene.workspace.glob("jobs/train/*/*.err"))
     assert "found 2 attempts in a row without progress, so it is not run again" in log
+    [submission] = submissions.recorded(Workspace(scene.workspace))
+    assert "Error: " in follow.why_ended(Workspace(scene.workspace), submission, 0)
 
 
 def test_a_dead_node_costs_no_more_than_the_steps_since_the_last_state(scenes, undisturbed):

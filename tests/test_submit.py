@@ -15,7 +15,7 @@ from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline.cli import cli
 from pipeline.context import Context
-from slurm import plans, queue, submit
+from slurm import follow, plans, queue, submit
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
@@ -86,6 +86,17 @@ def test_the_long_array_of_a_dry_run_shows_its_first_part(context, monkeypatch):
     monkeypatch.setattr(queue, "max_array_size", lambda: 3)
     plan = submit.Plan("export", tuple((n, f"task {n} of 9") for n in range(9)), ())
     assert "#SBATCH --array=0-2%3\n" in submit.dry_run(context, [plan])
+
+
+def test_a_log_is_followed_as_it_grows(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("one\n")
+    assert list(follow.lines_of(path, keep_on=False)) == ["one"]
+    lines = follow.lines_of(path, keep_on=True)
+    assert next(lines) == "one"
+    with path.open("a") as file:
+        file.write("two\n")
+    assert next(lines) == "two"
 
 
 def test_gpus_may_be_asked_for_by_kind(context):
