@@ -35,7 +35,7 @@ executor: slurm
 partition: {partition}
 setup: {setup}
 stages: {{train: {{nodes: {nodes}, ranks_per_node: {ranks}, memory_gigabytes: 2, minutes: {minutes},
-                   signal_lead_seconds: {lead}, array_width: 2, max_attempts_without_progress: 2}}}}
+                   signal_lead_seconds: {lead}, array_width: 2, max_attempts_without_progress: {attempts}}}}}
 """
 LOCAL = "{{name: local{ranks}, executor: local, stages: {{train: {{ranks_per_node: {ranks}}}}}}}"
 
@@ -134,7 +134,15 @@ def make_scene(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     def make(name: str, text: str = SLURM, **values: object) -> Scene:
         folder = tmp_path_factory.mktemp(name)
-        settings = {"nodes": 1, "ranks": 1, "minutes": 30, "lead": 60, "partition": "main", "setup": "[]"} | values
+        settings = {
+            "nodes": 1,
+            "ranks": 1,
+            "minutes": 30,
+            "lead": 60,
+            "partition": "main",
+            "setup": "[]",
+            "attempts": 2,
+        } | values
         (folder / "cluster.yaml").write_text(text.format(name=name, **settings))
         shutil.copytree(packed / "workspace", folder / "workspace")
         return Scene(packed / "tiny.yaml", folder / "workspace", folder / "cluster.yaml")
@@ -146,7 +154,7 @@ def make_scene(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Callable[[str], Scene]]:  # noqa: F811
     """All jobs, submitted and disturbed at once; gives one of them when that has been done to it."""
     every = {
-        "limit": make_scene("limit", minutes=1, lead=30),
+        "limit": make_scene("limit", minutes=1, lead=30, attempts=9),
         "signal": make_scene("signal", nodes=2, ranks=2),
         "rank": make_scene("rank", nodes=2),
         "cancel": make_scene("cancel"),
@@ -338,9 +346,9 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_last_state
 def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     scene = scenes("limit")
     scene.finish()
-    assert scene.attempts() == 2
-    [end] = scene.ends()
-    assert (end["code"], end["signals"]) == (75, ["SIGUSR2"])
+    told = [(end["code"], end["signals"]) for end in scene.ends()]
+    assert told == [(75, ["SIGUSR2"])] * len(told)
+    assert scene.attempts() == len(told) + 1 >= 2  # on a busy machine the minute may pass more than once
     assert scene.result() == undisturbed(1)
 
 
