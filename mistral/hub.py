@@ -70,7 +70,7 @@ def export_checkpoint(
             drift = drift_of(manifest, weights)
             _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics, drift))
         check_probe(temporary, weights, experiment.model.attn_implementation)
-        record = _publish(temporary, manifest, weights, digest_of(experiment.export.model_dump(mode="json")))
+        record = _publish(temporary, manifest, weights, card_config(experiment))
     except Exception:
         if not temporary.exists() and (record := manifest.find("export", (run, folder.name))):
             return record  # whoever recorded this checkpoint first has cleared away the folder that was being filled
@@ -80,6 +80,11 @@ def export_checkpoint(
     for rubbish in folder.parent.glob(f".{folder.name}.*.tmp"):  # of processes that were killed, or came second
         _clear_away(rubbish, folder)
     return record
+
+
+def card_config(experiment: Experiment) -> str:
+    """Digest of what the model card says of the place where it is published."""
+    return digest_of({"organization": experiment.export.organization})
 
 
 def _publish(temporary: Path, manifest: Manifest, weights: Record, config: str) -> Record:

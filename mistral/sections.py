@@ -161,3 +161,4 @@ class Export(Section):
     """Where the exported folders are published."""
 
     organization: str | None = None
+    commits_per_hour: Positive = 120  # the Hub allows about 128

@@ -5,6 +5,7 @@ workspace/
   data/<dataset>/<split>/00017.h5    data/<dataset>/tokenizer/
   runs/<run>/config.yaml metrics.jsonl checkpoints/step-00001000/ state/step-00001000/ tensorboard/
   exports/<run>/checkpoint-1000/
+  published/<experiment>/models.json   published/commits
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 
@@ -55,6 +56,14 @@ class Workspace:
     def export(self, run: str, step: int) -> Path:
         """A Hugging Face model folder."""
         return self.root / "exports" / run / f"checkpoint-{step}"
+
+    def registry(self, experiment: str) -> Path:
+        """The published runs of an experiment."""
+        return self.root / "published" / experiment / "models.json"
+
+    def commits(self) -> Path:
+        """When the last commits were sent to the Hub."""
+        return self.root / "published" / "commits"
 
     def sources(self) -> Path:
         """Corpora that were fetched from a network."""

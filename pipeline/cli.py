@@ -16,7 +16,7 @@ from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_slurm
 from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
-from pipeline.options import Command, debug_option, inspection, seed_option, stage, task_options
+from pipeline.options import Command, debug_option, inspection, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
     from mistral.config import Experiment
@@ -131,25 +131,27 @@ def train(
     show_results(context, context.experiment.choose_seeds(seeds), as_json, failures)
 
 
-@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline export gpt2-small --seed alias --step 1000 --step 2000")
+@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline export gpt2-small --seed alias --step 1000 --push")
 @stage
 @seed_option
 @click.option("--step", "steps", type=click.IntRange(min=0), multiple=True, metavar="N", help="Only this step.")
 @click.option("--all-steps", is_flag=True, help="Every recorded step (the default without --step).")
 @task_options(tasks=True)
+@push_options
 @submits("export")
 def export(
-    context: "Context",
-    *,
-    as_json: bool,
-    seeds: tuple[str, ...],
-    steps: tuple[int, ...],
-    all_steps: bool,
-    task: int | None,
-    tasks: int | None,
-) -> None:
-    """Turn recorded checkpoints into Hugging Face model folders."""
-    show(do_export(context, seeds, steps, task, tasks), as_json)
+    context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps: tuple[int, ...], all_steps: bool,
+    task: int | None, tasks: int | None, push: bool, public: bool,
+) -> None:  # fmt: skip
+    """Turn recorded checkpoints into Hugging Face model folders, and publish them."""
+    if (push and task is not None) or (public and not push):
+        raise click.UsageError("--push goes without --task, as one process is paced, and --public with --push only")
+    if push:
+        from pipeline.push import export_and_push
+
+        show(export_and_push(context, seeds, steps, public), as_json)
+    else:
+        show(do_export(context, seeds, steps, task, tasks), as_json)
 
 
 def do_export(
@@ -187,12 +189,15 @@ def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: 
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline verify quickstart --quick")
 @inspection
 @click.option("--quick", is_flag=True, help="Compare sizes only; without it every byte is hashed.")
-def verify(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, quick: bool) -> None:
+@click.option("--remote", is_flag=True, help="Also compare what is published on the Hugging Face Hub, file by file.")
+def verify(
+    experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, quick: bool, remote: bool
+) -> None:
     """Check every file against its record, and every record against those it was made from."""
     from pipeline.reporter import Reporter
     from pipeline.verify import verify
 
-    report = verify(workspace, Reporter(), experiment, quick)
+    report = verify(workspace, Reporter(), experiment, quick, remote)
     show(report, as_json)
     if report.problems:
         raise Findings(

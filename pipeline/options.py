@@ -98,6 +98,14 @@ def task_options(tasks: bool) -> Callable[[Function], Function]:
     return decorate
 
 
+def push_options(function: Function) -> Function:
+    """`--push` and `--public`."""
+    text = "Then publish them on the Hugging Face Hub, with the token in HF_TOKEN; needs a network."
+    private = "Let everyone read what --push publishes; private unless given."
+    function = click.option("--public", is_flag=True, help=private)(function)
+    return click.option("--push", is_flag=True, help=text)(function)
+
+
 def make_context(
     experiment: str,
     workspace: Path,

@@ -1,5 +1,6 @@
 """workspace -> what is wrong with it: records read, files hashed, lineages followed, the ends of chains recomputed."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mistral.config import Experiment
-from mistral.errors import PathError
+from mistral.errors import ConfigError, PathError
 from mistral.lineage import contradictions, promises
 from mistral.manifest import FileEntry, Manifest, Record
 from mistral.metrics import metrics_digest, metrics_problems, numbered_lines
@@ -41,7 +42,11 @@ class VerifyReport:
 
 
 def verify(
-    workspace: Workspace, progress: Progress, experiment: Experiment | None = None, quick: bool = False
+    workspace: Workspace,
+    progress: Progress,
+    experiment: Experiment | None = None,
+    quick: bool = False,
+    remote: bool = False,
 ) -> VerifyReport:
     """Check every file of a workspace, or of one experiment, against its record, and the records against each other.
 
@@ -50,8 +55,13 @@ def verify(
         progress: receives megabytes, then checkpoints.
         experiment: only its dataset and runs, and against its schedule too; everything unless given.
         quick: compare sizes; hash and recompute nothing.
+        remote: compare what the experiment has published as well.
+
+    Raises:
+        ConfigError, EnvironmentProblem: what is published cannot be compared.
     """
     manifest = Manifest(workspace)
+    published = verify_remote(experiment, workspace, progress) if remote else []
     records, problems = read_records(manifest, experiment)
     if not records.found and not problems:
         name = experiment.name if experiment else "any experiment"
@@ -65,7 +75,32 @@ def verify(
     problems = still_true(manifest, records, problems)
     claims = {run: _claim(run, promise, problems) for run, promise in promises(records).items()}
     files = {entry.path: entry.bytes for record in records.readable() for entry in record.files}
-    return VerifyReport(problems, claims, len(records.readable()), len(files), sum(files.values()))
+    return VerifyReport([*problems, *published], claims, len(records.readable()), len(files), sum(files.values()))
+
+
+def verify_remote(experiment: Experiment | None, workspace: Workspace, progress: Progress) -> list[str]:
+    """Compare the repositories of an experiment on the Hub with what was exported; one line for each problem.
+
+    Raises:
+        ConfigError: no experiment or no organization is named.
+        EnvironmentProblem: the Hub refuses a call, or cannot be reached.
+    """
+    if experiment is None:
+        raise ConfigError("found --remote without EXPERIMENT, expected the one that is published; name it")
+    from mistral.audit import Audit
+    from mistral.publishing import repositories, revisions
+    from mistral.remote import Hub
+
+    manifest, token = Manifest(workspace), os.environ.get("HF_TOKEN", "").strip()
+    places = repositories(experiment, experiment.seeds)
+    recorded = {seed: revisions(manifest, experiment.run_name(seed)) for seed in places}
+    cohort = [record for found in recorded.values() for record in found]
+    if not cohort:
+        return [f"{experiment.name}: found no exported checkpoint, expected some to compare; run export"]
+    audit = Audit(Hub(token or None, progress), manifest, cohort, progress)
+    return [
+        problem for seed, place in places.items() if recorded[seed] for problem in audit.problems(place, recorded[seed])
+    ]
 
 
 def still_true(manifest: Manifest, records: Records, problems: list[str]) -> list[str]:

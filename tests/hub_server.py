@@ -16,6 +16,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.commits: dict[str, dict[str, Files]] = {}
+        self.branches: dict[str, dict[str, str]] = {}  # where there are others than main
         self.requests: list[str] = []
 
     def commit(self, repository: str, files: Files) -> str:
@@ -27,7 +28,8 @@ class Hub:
     def find(self, repository: str, revision: str) -> tuple[str, Files] | None:
         """The commit that a revision names, and its files."""
         commits = self.commits.get(repository, {})
-        name = list(commits)[-1] if revision == "main" and commits else revision
+        last = list(commits)[-1] if revision == "main" and commits else revision
+        name = self.branches.get(repository, {}).get(revision, last)
         return (name, commits[name]) if name in commits else None
 
 
@@ -80,12 +82,12 @@ class Handler(BaseHTTPRequestHandler):
             return 404, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
         commit, files = found
         if rest[:1] == ["tree"]:
-            return _json(_listing("/".join(rest[2:]), files))
+            return as_json(_listing("/".join(rest[2:]), files))
         if rest[:1] == ["paths-info"]:
-            return _json([_entry(name, data) for name, data in sorted(files.items()) if name in unquote(asked)])
+            return as_json([entry(name, data) for name, data in sorted(files.items()) if name in unquote(asked)])
         siblings = [{"rfilename": name} for name in sorted(files)]
         name = repository.partition("/")[2]
-        return _json({"_id": "1", "id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+        return as_json({"_id": "1", "id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
 
     def _file(self, repository: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
         found = self.hub.find(repository, revision)
@@ -95,12 +97,17 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}, data
 
 
-def _json(value: object) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+def as_json(value: object, status: int = 200) -> tuple[int, dict[str, str], bytes]:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
-def _entry(name: str, data: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+def entry(name: str, data: bytes) -> dict[str, object]:
+    """A file as the Hub lists it: with git's hash of a blob, or the sha256 of a large file."""
+    body = {"type": "file", "path": name, "size": len(data)}
+    if name.endswith(".safetensors"):
+        large = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return {**body, "oid": "0" * 40, "lfs": large}
+    return {**body, "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
 
 
 def _listing(folder: str, files: Files) -> list[dict[str, object]]:
@@ -111,15 +118,15 @@ def _listing(folder: str, files: Files) -> list[dict[str, object]]:
         if name.startswith(prefix):
             first, slash, _ = name.removeprefix(prefix).partition("/")
             path = prefix + first
-            entries[path] = {"type": "directory", "path": path, "oid": "0" * 40} if slash else _entry(path, data)
+            entries[path] = {"type": "directory", "path": path, "oid": "0" * 40} if slash else entry(path, data)
     return list(entries.values())
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
+def serving(hub: Hub, handler: type[Handler] = Handler) -> Iterator[str]:
     """Serve a hub; gives the address for HF_ENDPOINT."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), {"hub": hub}))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -18,6 +18,7 @@ ALL_OF_MISTRAL = "mistral.*"
 
 IMPORTS = {
     "mistral": "",
+    "mistral.audit": "manifest progress publishing remote",
     "mistral.batches": "config errors order shards",
     "mistral.checkpoints": "config engine errors files lease manifest workspace",
     "mistral.clusters": "section",
@@ -49,13 +50,16 @@ IMPORTS = {
     "mistral.order": "randomness",
     "mistral.ordered": "",
     "mistral.packing": "config corpus documents files ordered shards splitting tokens",
+    "mistral.pace": "files",
     "mistral.passthrough": "datasections documents files",
     "mistral.peek": "config corpus packing splitting tokens vocabulary workspace",
     "mistral.progress": "",
     "mistral.provenance": "mistral",
+    "mistral.publishing": "config errors manifest pace progress remote workspace",
     "mistral.randomness": "",
     "mistral.readers": "corpus datasections documents errors hubsource lines passthrough",
     "mistral.records": "config dataset errors files manifest workspace",
+    "mistral.remote": "errors pace progress",
     "mistral.run": "batches cohort config dataset engine errors files manifest metrics provenance shards workspace",
     "mistral.schedule": "config",
     "mistral.section": "",
@@ -81,6 +85,7 @@ IMPORTS = {
     "pipeline.options": f"{ALL_OF_MISTRAL} pipeline.context pipeline.reporter",
     "pipeline.plan": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
     "pipeline.preprocess": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
+    "pipeline.push": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export",
     "pipeline.report": f"{ALL_OF_MISTRAL} pipeline.context",
     "pipeline.reporter": ALL_OF_MISTRAL,
     "pipeline.results": f"{ALL_OF_MISTRAL} pipeline.context",
@@ -107,6 +112,7 @@ HOMES = {  # the only places that may import a library
     "submitit": ("slurm.",),
     "deepspeed": ("mistral.engine", "mistral.checkpoints"),
     "click": ("pipeline.cli", "pipeline.options"),
+    "httpx2": ("mistral.remote",),
 }
 PRINTERS = ("pipeline.cli", "pipeline.reporter")
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

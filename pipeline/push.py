@@ -1,0 +1,176 @@
+"""exported checkpoints -> their revisions on the Hub, and models.json: the published runs of the experiment."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mistral.config import Experiment
+from mistral.errors import EnvironmentProblem, Findings, ManifestError
+from mistral.files import write_bytes
+from mistral.manifest import Manifest, Record
+from mistral.pace import Pace
+from mistral.progress import Progress
+from mistral.workspace import Workspace
+from pipeline.context import Context
+from pipeline.export import export
+
+if TYPE_CHECKING:  # a mistake in the config is told before the libraries are loaded
+    from mistral.remote import Hub
+
+
+@dataclass(frozen=True)
+class PushSummary:
+    """What was published; revisions are named `ORG/<run>@checkpoint-N`."""
+
+    pushed: tuple[str, ...]
+    already: int
+    registry: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For people."""
+        return f"published {len(self.pushed)} revisions, {self.already} were there already; see {self.registry}"
+
+
+def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int], public: bool) -> PushSummary:
+    """Export what is not exported yet, then publish.
+
+    Raises:
+        as `export` and `push`; a checkpoint that is refused holds no other one back.
+    """
+    require_destination(context.experiment)
+    refused = ""
+    try:
+        summary = export(context.experiment, context.workspace, context.progress, seeds=seeds, steps=steps)
+        context.progress.say(summary.as_text())
+    except Findings as error:
+        refused = f"{error}\n"
+    try:
+        done = push(context.experiment, context.workspace, context.progress, seeds=seeds, steps=steps, public=public)
+    except Findings as error:
+        raise Findings(f"{refused}{error}") from None
+    if refused:
+        raise Findings(f"{refused}{done.as_text()}")
+    return done
+
+
+def push(
+    experiment: Experiment,
+    workspace: Workspace,
+    progress: Progress,
+    *,
+    seeds: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    public: bool = False,
+) -> PushSummary:
+    """Publish every exported checkpoint that is chosen and not on the Hub yet, run by run.
+
+    Args:
+        experiment: what was trained.
+        workspace: where it lies.
+        progress: receives revisions.
+        seeds: names of seeds; all unless given.
+        steps: only these steps; all exported ones unless given.
+        public: whether everyone may read the repositories.
+
+    Raises:
+        ConfigError: no organization is named, or there is no such seed.
+        EnvironmentProblem: there is no token, or the Hub refuses a call or cannot be reached.
+        ManifestError: a run has no exported checkpoint, or its model cards name another organization.
+        Findings: some revisions were refused; lists them.
+    """
+    token = require_destination(experiment)
+    manifest = Manifest(workspace)
+    chosen = experiment.choose_seeds(seeds)
+    recorded = {seed: exported(experiment, manifest, seed, steps) for seed in chosen}
+    from mistral.publishing import Publisher, repositories
+    from mistral.remote import Hub
+
+    hub = Hub(token, progress)
+    pace = Pace(workspace.commits(), experiment.export.commits_per_hour)
+    publisher = Publisher(hub, manifest, pace, progress)
+    places = repositories(experiment, chosen)
+    outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in chosen]
+    write_registry(experiment, manifest, hub)
+    refused = [line for outcome in outcomes for line in outcome.refused]
+    pushed = tuple(f"{outcome.repository}@{branch}" for outcome in outcomes for branch in outcome.pushed)
+    if refused:
+        raise Findings(f"found revisions that cannot be published, {len(pushed)} were:\n" + "\n".join(refused))
+    return PushSummary(
+        pushed, sum(outcome.already for outcome in outcomes), workspace.relative(workspace.registry(experiment.name))
+    )
+
+
+def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Sequence[int]) -> list[Record]:
+    """The exported checkpoints of a seed, by number.
+
+    Raises:
+        ManifestError: there is none, or not of a step that was asked for, or their cards name another organization.
+    """
+    from mistral.hub import card_config
+    from mistral.publishing import revisions
+
+    run = experiment.run_name(seed)
+    found = revisions(manifest, run)
+    missing = sorted(set(steps) - {record.facts["step"] for record in found})
+    if missing or not found:
+        names = ", ".join(f"{run}/checkpoint-{step}" for step in missing) or f"any checkpoint of {run}"
+        raise ManifestError(
+            f"{experiment.name}: found no exported folder of {names}, expected it to be recorded\n"
+            f"  run: mistral-pipeline export {experiment.name} --seed {seed}"
+        )
+    others = [record.key[-1] for record in found if record.config != card_config(experiment)]
+    if others:
+        raise ManifestError(
+            f"{run}: found {len(others)} checkpoints that were exported for another export.organization, which their "
+            f"model cards name ({others[0]}), expected {experiment.export.organization}\n"
+            f"  remove {manifest.path('export', (run, others[0])).parent} and export again: weights are linked"
+        )
+    return found
+
+
+def write_registry(experiment: Experiment, manifest: Manifest, hub: "Hub") -> None:
+    """Write models.json: each published run of the experiment, and the commit of each of its revisions."""
+    from mistral.publishing import repositories, revisions
+
+    models = []
+    for seed, repository in repositories(experiment, experiment.seeds).items():
+        heads = hub.branches(repository) or {}
+        names = [record.key[-1] for record in revisions(manifest, experiment.run_name(seed)) if record.key[-1] in heads]
+        if names:
+            models.append(
+                {
+                    "run": experiment.run_name(seed),
+                    "seed": {"name": seed, **experiment.seeds[seed].model_dump()},
+                    "url": hub.url(repository),
+                    "main": names[-1],
+                    "revisions": {name: heads[name] for name in names},
+                }
+            )
+    body = {"experiment": experiment.name, "organization": experiment.export.organization, "models": models}
+    text = json.dumps(body, indent=2) + "\n"
+    write_bytes(manifest.workspace.registry(experiment.name), text.encode())
+
+
+def require_destination(experiment: Experiment) -> str:
+    """The token, if there is a place to publish to and one may write there.
+
+    Raises:
+        ConfigError: no organization is named, or the Hub could not have a repository of that name.
+        EnvironmentProblem: there is no token.
+    """
+    from mistral.publishing import repositories
+
+    repositories(experiment, experiment.seeds)
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise EnvironmentProblem(
+            "HF_TOKEN: found none, expected a token of the Hugging Face Hub that may write to "
+            f"{experiment.export.organization}\n  make one at https://huggingface.co/settings/tokens and export it"
+        )
+    return token

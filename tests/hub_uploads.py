@@ -1,0 +1,260 @@
+"""A Hugging Face Hub on loopback that is written to: repositories, branches, LFS, commits; and whatever can go wrong."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote, urlparse
+
+import hub_server
+from hub_server import as_json, entry
+
+Reply = tuple[int, dict[str, str], bytes]
+OWN = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next requests that match."""
+
+    request: str  # a pattern of `POST /api/models/org/run/commit/main`
+    what: str  # a status; `drop`; either with `-after` where the work is done all the same; `corrupt`
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Kill:
+    """End a process at one of its requests."""
+
+    pid: int
+    request: int  # counted from now
+    after: bool  # the work is done, and nobody hears of it
+
+
+class Hub(hub_server.Hub):
+    """Models that are written with one token."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self.token = token
+        self.private: dict[str, bool] = {}
+        self.parents: dict[str, str | None] = {}
+        self.objects: dict[str, bytes] = {}  # of LFS, by sha256
+        self.faults: list[Fault] = []
+        self.kill: Kill | None = None
+        self.lock = threading.RLock()
+
+    def create(self, repository: str, private: bool) -> None:
+        """A repository whose first commit holds no model."""
+        self.private[repository] = private
+        self.branches[repository] = {"main": self.add(repository, OWN, None)}
+
+    def add(self, repository: str, files: hub_server.Files, parent: str | None) -> str:
+        """A commit that no branch names yet."""
+        digest = hashlib.sha1(repr((parent, sorted(files.items()))).encode()).hexdigest()
+        self.commits.setdefault(repository, {})[digest] = files
+        self.parents[digest] = parent
+        return digest
+
+    def put(self, repository: str, branch: str, files: hub_server.Files) -> None:
+        """Let a branch hold other files, as somebody else may."""
+        self.branches[repository][branch] = self.add(repository, {**OWN, **files}, None)
+
+    def files(self, repository: str) -> dict[str, hub_server.Files]:
+        """What each branch holds."""
+        branches = self.branches[f"models/{repository}"]
+        return {name: self.commits[f"models/{repository}"][commit] for name, commit in sorted(branches.items())}
+
+    def history(self, repository: str, commit: str | None) -> list[str]:
+        """A commit and those before it."""
+        return [] if commit is None else [commit, *self.history(repository, self.parents[commit])]
+
+    def made(self, pattern: str) -> int:
+        """How many requests matched."""
+        return sum(re.search(pattern, request) is not None for request in self.requests)
+
+    def fault(self, request: str) -> Fault:
+        """What goes wrong with a request."""
+        for fault in self.faults:
+            if fault.times and re.search(fault.request, request):
+                fault.times -= 1
+                return fault
+        return Fault(request, "")
+
+
+class Handler(hub_server.Handler):
+    """Answers what huggingface_hub asks when it writes."""
+
+    hub: Hub
+
+    def do_PUT(self) -> None:
+        """A large file, or the settings of a repository."""
+        self._answer(body=True, asked=self._read())
+
+    def do_POST(self) -> None:
+        """Anything else that writes."""
+        self._answer(body=True, asked=self._read())
+
+    def _read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _answer(self, body: bool, asked: bytes = b"") -> None:
+        path = unquote(urlparse(self.path).path)
+        with self.hub.lock:
+            request = f"{self.command} {path}"
+            self.hub.requests.append(request)
+            kill, fault = self._killing(), self.hub.fault(request)
+            if kill and not kill.after:
+                os.kill(kill.pid, signal.SIGKILL)
+                return self._drop()
+            what, _, after = fault.what.partition("-")
+            if what == "corrupt":
+                asked = self._corrupted(asked)
+            done = not what or after or what == "corrupt"
+            status, headers, data = self._work(path, asked) if done else (0, {}, b"")
+            if kill:
+                os.kill(kill.pid, signal.SIGKILL)
+                return self._drop()
+        if what == "drop":
+            return self._drop()
+        if what.isdigit():
+            status, headers, data = int(what), fault.headers, b"<html>an error page</html>"
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _killing(self) -> Kill | None:
+        """The kill that is due now."""
+        kill = self.hub.kill
+        if kill:
+            kill.request -= 1
+            if kill.request == 0:
+                self.hub.kill = None
+                return kill
+        return None
+
+    def _corrupted(self, asked: bytes) -> bytes:
+        """A large file that is cut short; or a commit that takes another large file than it was told to."""
+        if self.command == "PUT":
+            return asked[:-1]
+        other = next(iter(self.hub.objects)).encode()
+        return re.sub(rb'(?<="oid": ")[0-9a-f]{64}', other, asked)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _work(self, path: str, asked: bytes) -> Reply:
+        parts = path.strip("/").split("/")
+        writes = self.command != "GET" and parts[0] != "lfs"
+        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if writes and not known:
+            return as_json({"error": "Invalid username or password."}, 401)
+        if parts[0] == "lfs":
+            return self._lfs(parts[1], asked)
+        if parts[-4:] == ["info", "lfs", "objects", "batch"]:
+            return self._batch(json.loads(asked))
+        match parts[1:]:
+            case ["repos", "create"]:
+                return self._create(json.loads(asked))
+            case ["validate-yaml"]:
+                return as_json({"errors": [], "warnings": []})
+        repository = "/".join(parts[1:4])
+        if repository not in self.hub.private or (self.hub.private[repository] and not known):
+            return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
+        return self._model(repository, parts[4:], asked)
+
+    def _model(self, repository: str, rest: list[str], asked: bytes) -> Reply:
+        hub, branches = self.hub, self.hub.branches[repository]
+        match rest:
+            case ["settings"]:
+                hub.private[repository] = json.loads(asked)["visibility"] == "private"
+                return as_json({})
+            case ["refs"]:
+                refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
+                return as_json({"branches": refs, "converts": [], "tags": []})
+            case ["commits", branch]:
+                about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+                return as_json([{"id": c, **about} for c in hub.history(repository, branches[branch])])
+            case ["branch", branch]:
+                if branch in branches:
+                    return as_json({"error": "Reference already exists"}, 409)
+                branches[branch] = json.loads(asked)["startingPoint"]
+                return as_json({})
+            case ["tree", revision] if "recursive" in parse_qs(urlparse(self.path).query):
+                found = hub.find(repository, revision)
+                return as_json([entry(name, data) for name, data in sorted(found[1].items())]) if found else (404, {}, b"")
+            case ["preupload", _]:
+                files = [file["path"] for file in json.loads(asked)["files"]]
+                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
+                return as_json(
+                    {"files": [{"path": n, "uploadMode": mode, "shouldIgnore": False} for n, mode in modes.items()]}
+                )
+            case ["commit", branch]:
+                return self._commit(repository, branch, [json.loads(line) for line in asked.splitlines()])
+            case []:
+                name = repository.partition("/")[2]
+                return as_json({"_id": "1", "id": name, "private": hub.private[repository], "siblings": [], "tags": []})
+        return 404, {}, b"{}"
+
+    def _create(self, asked: dict) -> Reply:
+        name = f"{asked['organization']}/{asked['name']}"
+        repository, there = f"models/{name}", {"url": f"http://{self.headers['Host']}/{name}"}
+        if repository in self.hub.private:
+            return as_json(there | {"error": "You already created this model repo"}, 409)
+        self.hub.create(repository, asked["visibility"] == "private")
+        return as_json(there)
+
+    def _batch(self, asked: dict) -> Reply:
+        """Where to send large files; nowhere if they are there."""
+        objects = []
+        for wanted in asked["objects"]:
+            here = f"http://{self.headers['Host']}/lfs/{wanted['oid']}"
+            actions = {"upload": {"href": here}, "verify": {"href": here}}
+            objects.append(wanted if wanted["oid"] in self.hub.objects else {**wanted, "actions": actions})
+        return as_json({"transfer": "basic", "objects": objects})
+
+    def _lfs(self, oid: str, asked: bytes) -> Reply:
+        """Take a large file; or tell whether it has arrived whole."""
+        if self.command == "PUT":
+            self.hub.objects[oid] = asked
+        elif hashlib.sha256(self.hub.objects[oid]).hexdigest() != oid:
+            del self.hub.objects[oid]
+            return as_json({"error": "the sha256 differs"}, 422)
+        return as_json({})
+
+    def _commit(self, repository: str, branch: str, lines: list[dict]) -> Reply:
+        parent = self.hub.branches[repository][branch]
+        header = lines.pop(0)["value"]
+        if header.get("parentCommit", parent) != parent:
+            return as_json({"error": "the branch has moved on"}, 412)
+        files = dict(self.hub.commits[repository][parent])
+        for line in lines:
+            value = line["value"]
+            match line["key"]:
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    files[value["path"]] = self.hub.objects[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+        commit = self.hub.add(repository, files, parent)
+        self.hub.branches[repository][branch] = commit
+        name = repository.partition("/")[2]
+        there = f"http://{self.headers['Host']}/{name}/commit/{commit}"
+        return as_json({"commitUrl": there, "commitOid": commit})
