@@ -88,14 +88,21 @@ def push(
     manifest = Manifest(workspace)
     chosen = experiment.choose_seeds(seeds)
     recorded = {seed: exported(experiment, manifest, seed, steps) for seed in chosen}
+    recorded = {seed: found for seed, found in recorded.items() if found}  # one that has none holds nobody back
+    if not recorded or (seeds and len(recorded) < len(chosen)):
+        names = ", ".join(experiment.run_name(seed) for seed in chosen if seed not in recorded)
+        raise ManifestError(
+            f"{experiment.name}: found no exported folder of {names}, expected some\n"
+            f"  run: mistral-pipeline export {experiment.name}"
+        )
     from mistral.publishing import Publisher, repositories
     from mistral.remote import Hub
 
     hub = Hub(token, progress)
     pace = Pace(workspace.commits(), experiment.export.commits_per_hour)
     publisher = Publisher(hub, manifest, pace, progress)
-    places = repositories(experiment, chosen)
-    outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in chosen]
+    places = repositories(experiment, recorded)
+    outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in recorded]
     write_registry(experiment, manifest, hub)
     refused = [line for outcome in outcomes for line in outcome.refused]
     pushed = tuple(f"{outcome.repository}@{branch}" for outcome in outcomes for branch in outcome.pushed)
@@ -110,7 +117,7 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
     """The exported checkpoints of a seed, by number.
 
     Raises:
-        ManifestError: there is none, or not of a step that was asked for, or their cards name another organization.
+        ManifestError: there is none of a step that was asked for, or their cards name another organization.
     """
     from mistral.hub import card_config
     from mistral.publishing import revisions
@@ -118,8 +125,8 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
     run = experiment.run_name(seed)
     found = revisions(manifest, run)
     missing = sorted(set(steps) - {record.facts["step"] for record in found})
-    if missing or not found:
-        names = ", ".join(f"{run}/checkpoint-{step}" for step in missing) or f"any checkpoint of {run}"
+    if missing and found:
+        names = ", ".join(f"{run}/checkpoint-{step}" for step in missing)
         raise ManifestError(
             f"{experiment.name}: found no exported folder of {names}, expected it to be recorded\n"
             f"  run: mistral-pipeline export {experiment.name} --seed {seed}"

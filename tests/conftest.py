@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkContext
 from pathlib import Path
@@ -22,6 +23,7 @@ from mistral.workspace import Workspace
 
 if TYPE_CHECKING:  # most tests need no torch
     import torch
+    from published import Exported
     from recorded import Trained
 
     from mistral.run import Run
@@ -48,6 +50,8 @@ def fork() -> ForkContext:
 def pytest_configure(config: pytest.Config) -> None:
     # DeepSpeed still calls a collective of torch by its former name.
     config.addinivalue_line("filterwarnings", "ignore:.*torch.distributed.*is deprecated:FutureWarning")
+    # huggingface_hub sends large files to httpx2 by the former name of an argument.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
     # pytest-xdist runs the tests beside a thread of its own; what the tests fork touches none of its locks.
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
@@ -161,3 +165,22 @@ def trained(tmp_path: Path, manifest: Manifest, small_tokenizer: Path) -> "Train
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     loaded = load_experiment(str(tmp_path / "tiny.yaml"))
     return Trained(loaded, manifest, seal_dataset(manifest, loaded.data.dataset_name(), small_tokenizer))
+
+
+@pytest.fixture
+def exported(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator["Exported"]:
+    """Nothing exported yet, and an empty Hub that this process and its forks talk to; waiting takes no time."""
+    import huggingface_hub.constants
+    from hub_server import serving
+    from hub_uploads import Handler, Hub
+    from published import CONFIG, TOKEN, Exported
+
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    hub = Hub(TOKEN)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with serving(hub, Handler) as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        yield Exported(load_experiment(str(tmp_path / "tiny.yaml")), manifest, hub)

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback that is written to: repositories, branches, LFS, commits; and whatever can go wrong."""
+"""A Hugging Face Hub on loopback that is written to: repositories, branches, LFS, commits; and what can go wrong."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 import hub_server
 from hub_server import as_json, entry
@@ -161,56 +161,59 @@ class Handler(hub_server.Handler):
 
     def _work(self, path: str, asked: bytes) -> Reply:
         parts = path.strip("/").split("/")
-        writes = self.command != "GET" and parts[0] != "lfs"
-        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
-        if writes and not known:
-            return as_json({"error": "Invalid username or password."}, 401)
-        if parts[0] == "lfs":
+        if parts[0] == "lfs":  # the address is the permission
             return self._lfs(parts[1], asked)
-        if parts[-4:] == ["info", "lfs", "objects", "batch"]:
-            return self._batch(json.loads(asked))
-        match parts[1:]:
-            case ["repos", "create"]:
-                return self._create(json.loads(asked))
-            case ["validate-yaml"]:
-                return as_json({"errors": [], "warnings": []})
         repository = "/".join(parts[1:4])
-        if repository not in self.hub.private or (self.hub.private[repository] and not known):
-            return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
-        return self._model(repository, parts[4:], asked)
+        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if self.command != "GET":
+            denied = as_json({"error": "Invalid username or password."}, 401)
+            return self._write(repository, parts, asked) if known else denied
+        if repository in self.hub.private and (known or not self.hub.private[repository]):
+            return self._read_model(repository, parts[4:])
+        return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
 
-    def _model(self, repository: str, rest: list[str], asked: bytes) -> Reply:
-        hub, branches = self.hub, self.hub.branches[repository]
+    def _read_model(self, repository: str, rest: list[str]) -> Reply:
+        branches = self.hub.branches[repository]
         match rest:
-            case ["settings"]:
-                hub.private[repository] = json.loads(asked)["visibility"] == "private"
-                return as_json({})
             case ["refs"]:
                 refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
                 return as_json({"branches": refs, "converts": [], "tags": []})
             case ["commits", branch]:
                 about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
-                return as_json([{"id": c, **about} for c in hub.history(repository, branches[branch])])
-            case ["branch", branch]:
-                if branch in branches:
-                    return as_json({"error": "Reference already exists"}, 409)
-                branches[branch] = json.loads(asked)["startingPoint"]
-                return as_json({})
-            case ["tree", revision] if "recursive" in parse_qs(urlparse(self.path).query):
-                found = hub.find(repository, revision)
-                return as_json([entry(name, data) for name, data in sorted(found[1].items())]) if found else (404, {}, b"")
-            case ["preupload", _]:
-                files = [file["path"] for file in json.loads(asked)["files"]]
-                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
-                return as_json(
-                    {"files": [{"path": n, "uploadMode": mode, "shouldIgnore": False} for n, mode in modes.items()]}
-                )
-            case ["commit", branch]:
-                return self._commit(repository, branch, [json.loads(line) for line in asked.splitlines()])
+                return as_json([{"id": c, **about} for c in self.hub.history(repository, branches[branch])])
+            case ["tree", revision] if found := self.hub.find(repository, revision):
+                return as_json([entry(name, data) for name, data in sorted(found[1].items())])
             case []:
-                name = repository.partition("/")[2]
-                return as_json({"_id": "1", "id": name, "private": hub.private[repository], "siblings": [], "tags": []})
-        return 404, {}, b"{}"
+                name, private = repository.partition("/")[2], self.hub.private[repository]
+                return as_json({"_id": "1", "id": name, "private": private, "siblings": [], "tags": []})
+        return 404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "RevisionNotFound"}, b"{}"
+
+    def _write(self, repository: str, parts: list[str], asked: bytes) -> Reply:
+        match parts:
+            case ["api", "repos", "create"]:
+                return self._create(json.loads(asked))
+            case ["api", "validate-yaml"]:
+                return as_json({"errors": [], "warnings": []})
+            case [_, _, "info", "lfs", "objects", "batch"]:
+                return self._batch(json.loads(asked))
+            case [*_, "commit", branch]:
+                return self._commit(repository, branch, [json.loads(line) for line in asked.splitlines()])
+        return self._prepare(repository, parts[4:], json.loads(asked))
+
+    def _prepare(self, repository: str, rest: list[str], asked: dict) -> Reply:
+        match rest:
+            case ["settings"]:
+                self.hub.private[repository] = asked["visibility"] == "private"
+            case ["branch", branch] if branch in self.hub.branches[repository]:
+                return as_json({"error": "Reference already exists"}, 409)
+            case ["branch", branch]:
+                self.hub.branches[repository][branch] = asked["startingPoint"]
+            case ["preupload", _]:
+                modes = [
+                    (f["path"], "lfs" if f["path"].endswith(".safetensors") else "regular") for f in asked["files"]
+                ]
+                return as_json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes]})
+        return as_json({})
 
     def _create(self, asked: dict) -> Reply:
         name = f"{asked['organization']}/{asked['name']}"

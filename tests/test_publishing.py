@@ -1,96 +1,16 @@
 """Publishing ends in the recorded revisions, whatever goes wrong on the way, and tells nobody the token."""
 
 import json
-import os
 import random
 import signal
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import serving
-from hub_uploads import OWN, Fault, Handler, Hub, Kill
+from hub_uploads import OWN, Fault, Kill
+from published import ALIAS, BATTLESTAR, Exported
 
-from mistral import remote
-from mistral.config import Experiment, load_experiment
-from mistral.errors import ConfigError, EnvironmentProblem, Findings, ManifestError
-from mistral.hub import card_config
-from mistral.manifest import Manifest, make_record
-from mistral.pace import HOUR_SECONDS, Pace
-from mistral.progress import Silent
-from pipeline.push import push
-from pipeline.verify import verify_remote
-
-# huggingface_hub sends large files to httpx2 by the former name of an argument.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-TOKEN = "hf_canaryCANARYcanary"
-CONFIG = """
-name: tiny
-seeds: {alias: 21, battlestar: 49}
-data: {name: plays, source: {files: ["*.txt"]}, validation_fraction: 0.2}
-model: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 16}
-training: {max_steps: 50, global_batch_size: 4, micro_batch_size: 4, precision: fp32, learning_rate: 1.0e-2}
-checkpoints: {schedule: [[1, 50]]}
-export: {organization: crfm, commits_per_hour: 1000000}
-"""
-ALIAS, BATTLESTAR = "crfm/alias-tiny-x21", "crfm/battlestar-tiny-x49"
-
-
-@dataclass
-class Exported:
-    """A workspace with exported folders of a few bytes each, and the Hub that they go to."""
-
-    experiment: Experiment
-    manifest: Manifest
-    hub: Hub
-
-    def export(self, seed: str, *steps: int) -> None:
-        """Record folders that look like exported ones."""
-        run = self.experiment.run_name(seed)
-        for step in steps:
-            folder = self.manifest.workspace.export(run, step)
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text('{"model_type": "gpt2"}')
-            (folder / "README.md").write_text(f"# {run}, checkpoint {step}\n")
-            (folder / "model.safetensors").write_bytes(random.Random(f"{run} {step}").randbytes(200))
-            files = [self.manifest.entry(path) for path in sorted(folder.iterdir())]
-            self.manifest.publish(
-                make_record(
-                    "export/checkpoint", (run, folder.name), config=card_config(self.experiment), inputs={},
-                    files=files, facts={"step": step},
-                )
-            )  # fmt: skip
-
-    def push(self, **options) -> tuple[str, ...]:
-        """What was published."""
-        return push(self.experiment, self.manifest.workspace, Silent(), **options).pushed
-
-    def problems(self) -> list[str]:
-        """What verify finds."""
-        return verify_remote(self.experiment, self.manifest.workspace, Silent())
-
-    def expected(self, seed: str, *steps: int) -> dict[str, dict[str, bytes]]:
-        """What the Hub must hold."""
-        folders = {step: self.manifest.workspace.export(self.experiment.run_name(seed), step) for step in steps}
-        files = {s: OWN | {path.name: path.read_bytes() for path in f.iterdir()} for s, f in folders.items()}
-        return {f"checkpoint-{step}": files[step] for step in steps} | {"main": files[max(steps)]}
-
-
-@pytest.fixture
-def exported(manifest, tmp_path, monkeypatch):
-    """Nothing exported yet, and an empty Hub that this process and its forks talk to; waiting takes no time."""
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-    hub = Hub(TOKEN)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    with serving(hub, Handler) as endpoint:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        yield Exported(load_experiment(str(tmp_path / "tiny.yaml")), manifest, hub)
+from mistral.errors import EnvironmentProblem, Findings
 
 
 def test_each_step_has_a_branch_with_its_bytes_and_main_is_the_last_by_number(exported):
@@ -101,4 +21,169 @@ def test_each_step_has_a_branch_with_its_bytes_and_main_is_the_last_by_number(ex
     assert exported.hub.files(BATTLESTAR) == exported.expected("battlestar", 0, 10)
     assert pushed[:5] == tuple(f"{ALIAS}@{name}" for name in [*(f"checkpoint-{n}" for n in (0, 9, 10, 20)), "main"])
     assert exported.hub.made("^POST .*/commit/") == 8
+    assert exported.problems() == []
+
+
+def test_what_is_there_is_not_sent_again_and_main_moves_on(exported):
+    exported.export("alias", 0, 9)
+    exported.push()
+    exported.hub.requests.clear()
+    assert exported.push() == ()
+    assert exported.hub.made("/commit/|^PUT|/branch/|/batch|/preupload/") == 0
+    exported.export("alias", 10)
+    assert exported.push() == (f"{ALIAS}@checkpoint-10", f"{ALIAS}@main")
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
+    assert exported.hub.made("^PUT /lfs/") == 1, "main shares the large file of its step"
+
+
+def test_a_step_that_is_left_out_is_published_later_and_main_never_goes_back(exported):
+    exported.export("alias", 0, 9, 10)
+    exported.push(steps=[0, 10])
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 10)
+    exported.push(steps=[9])
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
+
+
+def test_a_repository_is_private_unless_it_is_to_be_public(exported):
+    exported.export("alias", 0)
+    exported.push()
+    assert exported.hub.private == {f"models/{ALIAS}": True}
+    exported.push(public=True)
+    assert exported.hub.private == {f"models/{ALIAS}": False}
+    exported.push()
+    assert exported.hub.private == {f"models/{ALIAS}": False}, "what is public stays so"
+
+
+def test_the_registry_names_each_run_and_the_commit_of_each_revision(exported):
+    exported.export("alias", 0, 9, 10)
+    exported.push(steps=[0, 9])
+    exported.export("battlestar", 0)
+    exported.push(seeds=["battlestar"])
+    path = exported.manifest.workspace.registry("tiny")
+    registry = json.loads(path.read_text())
+    heads = exported.hub.branches[f"models/{ALIAS}"]
+    assert [model["run"] for model in registry["models"]] == ["alias-tiny-x21", "battlestar-tiny-x49"]
+    assert registry["models"][0] == {
+        "run": "alias-tiny-x21",
+        "seed": {"name": "alias", "init": 21, "data": 21, "dropout": 21},
+        "url": f"{huggingface_hub.constants.ENDPOINT}/{ALIAS}",
+        "main": "checkpoint-9",
+        "revisions": {name: heads[name] for name in ("checkpoint-0", "checkpoint-9")},
+    }
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------
+
+COMMIT = "^POST .*/commit/"
+
+
+@pytest.mark.parametrize(
+    "request_", ["repos/create", "/refs", "/commits/", "/branch/", "validate-yaml", "/preupload/", "/batch", "/tree/",
+                 "^PUT /lfs/", "^POST /lfs/", COMMIT],
+)  # fmt: skip
+@pytest.mark.parametrize("what", ["429", "503", "504-after", "drop", "drop-after"])
+def test_a_call_is_made_again_until_it_is_answered_and_nothing_is_committed_twice(exported, request_, what):
+    exported.export("alias", 0, 2)
+    exported.hub.faults = [Fault(request_, what, times=2)]
+    exported.push()
+    assert exported.hub.faults[0].times == 0
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 2)
+    lengths = [len(exported.hub.history(ALIAS, c)) for c in exported.hub.branches[f"models/{ALIAS}"].values()]
+    assert lengths == [2, 2, 2], "each branch has the first commit and one of its own"
+    assert exported.problems() == []
+
+
+def test_the_hub_is_left_alone_for_as_long_as_it_asks(exported, monkeypatch):
+    exported.export("alias", 0)
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    limit = {"RateLimit": '"api";r=0;t=55'}
+    date = {"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"}
+    exported.hub.faults = [
+        Fault(COMMIT, "429", headers={"Retry-After": "1800"}), Fault(COMMIT, "429", headers=limit),
+        Fault(COMMIT, "429", headers=date), Fault(COMMIT, "429"), Fault(COMMIT, "503"),
+    ]  # fmt: skip
+    exported.push()
+    assert [seconds for seconds in slept if seconds != slept[2]] == [1800, 55, 8, 16]
+    assert slept[2] > 1e9
+
+
+def test_a_hub_that_never_answers_ends_the_command_with_advice(exported):
+    exported.export("alias", 0)
+    exported.hub.faults = [Fault(COMMIT, "503", times=100)]
+    with pytest.raises(EnvironmentProblem, match=r"503 Service Unavailable, after 8 attempts\n  run the same command"):
+        exported.push()
+    exported.hub.faults = []
+    exported.push()
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0)
+
+
+def test_a_large_file_that_arrives_damaged_is_not_committed(exported):
+    exported.export("alias", 0)
+    exported.hub.faults = [Fault("^PUT /lfs/", "corrupt")]
+    with pytest.raises(EnvironmentProblem, match="cannot commit to the branch checkpoint-0"):
+        exported.push()
+    assert exported.hub.made(COMMIT) == 0
+    exported.push()
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0)
+
+
+def test_a_commit_that_arrives_with_another_hash_is_told_and_main_stays_as_it_was(exported):
+    exported.export("alias", 0, 1)
+    exported.push()
+    exported.export("alias", 2)
+    exported.hub.faults = [Fault(COMMIT, "corrupt")]
+    with pytest.raises(Findings, match=r"checkpoint-2: model\.safetensors: found sha256"):
+        exported.push()
+    assert exported.hub.files(ALIAS)["main"] == exported.expected("alias", 1)["main"]
+    problems = exported.problems()
+    assert f"{ALIAS}@checkpoint-2: holds the model of alias-tiny-x21/checkpoint-0" in problems[0]
+    with pytest.raises(Findings, match="remove it on the Hub"):
+        exported.push()
+    del exported.hub.branches[f"models/{ALIAS}"]["checkpoint-2"]
+    exported.push()
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 1, 2)
+
+
+def test_a_folder_that_changed_since_it_was_recorded_is_not_published(exported):
+    exported.export("alias", 0, 1)
+    (exported.manifest.workspace.export("alias-tiny-x21", 0) / "config.json").write_text("{}")
+    with pytest.raises(Findings, match=r"checkpoint-0/config\.json: found 2 bytes"):
+        exported.push()
+    assert sorted(exported.hub.files(ALIAS)) == ["checkpoint-1", "main"]
+    assert exported.hub.files(ALIAS)["main"] == OWN
+
+
+def test_a_repository_of_somebody_else_is_left_as_it_is(exported):
+    exported.export("alias", 0)
+    exported.hub.create(f"models/{ALIAS}", private=True)
+    exported.hub.put(f"models/{ALIAS}", "main", {"model.safetensors": b"mine"})
+    before = exported.hub.files(ALIAS)
+    with pytest.raises(Findings, match="in its first commit"):
+        exported.push()
+    assert exported.hub.files(ALIAS) == before
+
+
+def publish(exported: Exported) -> None:
+    exported.push()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fifty_revisions_that_are_killed_ten_times_end_equal(exported, fork, seed):
+    chance, steps = random.Random(seed), range(1, 51)
+    exported.export("alias", *steps)
+    whole = exported.expected("alias", *steps)
+    for _ in range(10):
+        worker = fork.Process(target=publish, args=(exported,))
+        with exported.hub.lock:
+            worker.start()
+            exported.hub.kill = Kill(worker.pid, chance.randint(1, 70), after=chance.random() < 0.5)
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+        for name, files in exported.hub.files(ALIAS).items() if exported.hub.private else ():
+            assert files in (OWN, whole[name]), "a branch is empty or whole, and never another step's"
+    exported.push()
+    assert exported.hub.files(ALIAS) == whole
+    lengths = {len(exported.hub.history(ALIAS, c)) for c in exported.hub.branches[f"models/{ALIAS}"].values()}
+    assert lengths == {2}
     assert exported.problems() == []
