@@ -169,14 +169,13 @@ def _operations(change: Change) -> Iterable[CommitOperationAdd | CommitOperation
 def seconds_until_retry(error: Exception, attempt: int) -> float | None:
     """How long to wait before a call is made again; None if that would give the same answer."""
     back_off = min(2.0 ** (attempt - 1), LONGEST_BACK_OFF_SECONDS)
-    status = _response(error)
-    if status is not None:
-        if status.status_code == 429 or status.status_code >= 500:
-            return max(_asked_for(status), back_off)
-        return None
-    if isinstance(error, httpx2.TransportError | RuntimeError | json.JSONDecodeError):
-        return back_off  # a dropped connection; an upload that failed within a library; a page instead of an answer
-    return None
+    response = _response(error)
+    if response is not None and (response.status_code == 429 or response.status_code >= 500):
+        return max(_asked_for(response), back_off)
+    if isinstance(error, RuntimeError):  # an upload within a commit: it is given a fresh address
+        return back_off
+    dropped = isinstance(error, httpx2.TransportError | json.JSONDecodeError)  # or a page instead of an answer
+    return back_off if dropped and response is None else None
 
 
 def _response(error: BaseException) -> httpx2.Response | None:

@@ -118,13 +118,11 @@ def test_a_hub_that_never_answers_ends_the_command_with_advice(exported):
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0)
 
 
-def test_a_large_file_that_arrives_damaged_is_not_committed(exported):
+def test_a_large_file_that_arrives_damaged_is_sent_again(exported):
     exported.export("alias", 0)
-    exported.hub.faults = [Fault("^PUT /lfs/", "corrupt")]
-    with pytest.raises(EnvironmentProblem, match="cannot commit to the branch checkpoint-0"):
-        exported.push()
-    assert exported.hub.made(COMMIT) == 0
+    exported.hub.faults = [Fault("^PUT /lfs/", "corrupt", times=2)]
     exported.push()
+    assert exported.hub.made("^PUT /lfs/") == 3
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0)
 
 
@@ -166,6 +164,18 @@ def test_a_repository_of_somebody_else_is_left_as_it_is(exported):
 
 def publish(exported: Exported) -> None:
     exported.push()
+
+
+def test_two_processes_that_publish_at_once_commit_nothing_twice(exported, fork):
+    exported.export("alias", *range(10))
+    workers = [fork.Process(target=publish, args=(exported,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert exported.hub.files(ALIAS) == exported.expected("alias", *range(10))
+    assert {len(exported.hub.history(ALIAS, c)) for c in exported.hub.branches[f"models/{ALIAS}"].values()} == {2}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
