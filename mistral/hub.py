@@ -87,6 +87,15 @@ def card_config(experiment: Experiment) -> str:
     return digest_of({"organization": experiment.export.organization})
 
 
+def withdraw_export(manifest: Manifest, record: Record) -> None:
+    """Take an exported folder back, whose model card names another place than the config does now.
+
+    The folder goes first: a kill in between leaves a record that is withdrawn again, not a folder with the old card.
+    """
+    remove_folder(manifest.workspace.export(record.key[0], record.facts["step"]))
+    manifest.remove("export", record.key)
+
+
 def _publish(temporary: Path, manifest: Manifest, weights: Record, config: str) -> Record:
     """Give a whole folder its name and record what lies there then."""
     run, step = weights.key[0], weights.facts["step"]

@@ -203,7 +203,7 @@ class Manifest:
         return earlier
 
     def remove(self, stage: str, key: Key) -> None:
-        """Withdraw a record, before its files are removed (only states that are no longer needed)."""
+        """Withdraw a record: of a state that is no longer needed, or of an export for another organization."""
         path = self.path(stage, key)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

@@ -44,6 +44,8 @@ def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int]
         as `export` and `push`; a checkpoint that is refused holds no other one back.
     """
     require_destination(context.experiment)
+    for seed in context.experiment.choose_seeds(seeds):
+        withdraw_others(context, seed)
     refused = ""
     try:
         summary = export(context.experiment, context.workspace, context.progress, seeds=seeds, steps=steps)
@@ -57,6 +59,23 @@ def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int]
     if refused:
         raise Findings(f"{refused}{done.as_text()}")
     return done
+
+
+def withdraw_others(context: Context, seed: str) -> None:
+    """Take back what was exported for another organization, so that it is exported again: model cards name it."""
+    from mistral.hub import card_config, withdraw_export
+    from mistral.publishing import revisions
+
+    run = context.experiment.run_name(seed)
+    recorded = revisions(context.manifest, run)
+    others = [record for record in recorded if record.config != card_config(context.experiment)]
+    if others:
+        organization = context.experiment.export.organization
+        context.progress.say(
+            f"{run}: exporting {len(others)} checkpoints again, as their cards do not name {organization}"
+        )
+    for record in others:
+        withdraw_export(context.manifest, record)
 
 
 def push(
@@ -134,9 +153,9 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
     others = [record.key[-1] for record in found if record.config != card_config(experiment)]
     if others:
         raise ManifestError(
-            f"{run}: found {len(others)} checkpoints that were exported for another export.organization, which their "
-            f"model cards name ({others[0]}), expected {experiment.export.organization}\n"
-            f"  remove {manifest.path('export', (run, others[0])).parent} and export again: weights are linked"
+            f"{run}: found {len(others)} checkpoints that were exported for another export.organization ({others[0]}), "
+            f"expected {experiment.export.organization}, which their model cards must name\n"
+            f"  run: mistral-pipeline export {experiment.name} --push"
         )
     return found
 

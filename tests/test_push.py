@@ -23,6 +23,7 @@ ORGANIZATION = ("--set", "export.organization=crfm")
 def call(trained, tmp_path):
     """The command line as a user calls it, with a run of three checkpoints and a Hub."""
     trained.train("alias")
+    trained.export()  # as `run` does, before anybody thinks of publishing
     hub = Hub(TOKEN)
     with serving(hub, Handler) as endpoint:
 
@@ -51,7 +52,10 @@ def test_a_run_is_exported_published_and_compared_and_the_token_is_told_nowhere(
         "registry": "published/tiny/models.json",
     }
     assert "503 Service Unavailable; attempt 2 of 8 in 1 s" in pushed.stderr
-    compared = call("verify", "--remote", *ORGANIZATION)
+    assert "alias-tiny-x21: exporting 3 checkpoints again" in wrong.stderr
+    card = hub.files(ALIAS)["checkpoint-2"]["README.md"].decode()
+    assert 'from_pretrained("crfm/alias-tiny-x21", revision="checkpoint-2")' in card
+    compared = call("verify", "--remote", "--quick", *ORGANIZATION)
     assert compared.returncode == 0, compared.stdout
     branches = hub.branches[f"models/{ALIAS}"]
     branches["checkpoint-2"] = branches["checkpoint-4"]
