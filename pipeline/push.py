@@ -122,11 +122,11 @@ def push(
     publisher = Publisher(hub, manifest, pace, progress)
     places = repositories(experiment, recorded)
     outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in recorded]
-    write_registry(experiment, manifest, hub)
     refused = [line for outcome in outcomes for line in outcome.refused]
     pushed = tuple(f"{outcome.repository}@{branch}" for outcome in outcomes for branch in outcome.pushed)
     if refused:
         raise Findings(f"found revisions that cannot be published, {len(pushed)} were:\n" + "\n".join(refused))
+    write_registry(experiment, manifest, hub)
     return PushSummary(
         pushed, sum(outcome.already for outcome in outcomes), workspace.relative(workspace.registry(experiment.name))
     )

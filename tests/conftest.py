@@ -183,4 +183,6 @@ def exported(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with serving(hub, Handler) as endpoint:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield Exported(load_experiment(str(tmp_path / "tiny.yaml")), manifest, hub)

@@ -136,7 +136,8 @@ class Handler(hub_server.Handler):
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if body:
+            self.wfile.write(data)
 
     def _killing(self) -> Kill | None:
         """The kill that is due now."""
@@ -165,6 +166,8 @@ class Handler(hub_server.Handler):
             return self._lfs(parts[1], asked)
         repository = "/".join(parts[1:4])
         known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if "resolve" in parts:
+            return self._file(f"models/{parts[0]}/{parts[1]}", parts[3], "/".join(parts[4:]))
         if self.command != "GET":
             denied = as_json({"error": "Invalid username or password."}, 401)
             return self._write(repository, parts, asked) if known else denied

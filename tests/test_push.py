@@ -14,6 +14,8 @@ from published import ALIAS, TOKEN
 from mistral.config import load_experiment
 from mistral.errors import ConfigError, EnvironmentProblem, ManifestError
 from mistral.pace import Pace
+from mistral.progress import Silent
+from pipeline.export import export
 from pipeline.push import require_destination
 
 ORGANIZATION = ("--set", "export.organization=crfm")
@@ -86,6 +88,25 @@ def test_what_cannot_be_published_is_refused_before_any_work(tmp_path, trained, 
     assert done.returncode == code
     assert told in done.stderr
     assert not (trained.workspace.root / "exports").exists()
+
+
+def test_a_published_revision_loads_as_its_users_load_it(exported, trained, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    run, config = trained.train("alias"), load_experiment(str(tmp_path / "tiny.yaml"), ORGANIZATION[1:])
+    export(config, trained.workspace, Silent())
+    exported.experiment = config
+    exported.push()
+    for revision, step in (("checkpoint-2", 2), ("main", 4)):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            ALIAS, revision=revision, token=TOKEN, cache_dir=tmp_path / "cache"
+        )
+        trained_tensors = load_file(trained.workspace.weights(run, step) / "model.safetensors")
+        tensors = loaded.state_dict()
+        assert len(trained_tensors) == len(tensors) - 1, "the head is tied to the embedding"
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in trained_tensors.items())
 
 
 def test_without_a_token_nothing_is_asked_of_the_hub(exported, monkeypatch):
