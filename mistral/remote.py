@@ -82,8 +82,10 @@ class Hub:
         """The newest commit of each branch; None if there is no such repository, or none that may be seen."""
         try:
             refs = self._ask(f"list the branches of {repository}", lambda: self._api.list_repo_refs(repository))
-        except RepositoryNotFoundError:
-            return None
+        except EnvironmentProblem as error:
+            if isinstance(error.__cause__, RepositoryNotFoundError):
+                return None
+            raise
         return {branch.name: branch.target_commit for branch in refs.branches}
 
     def tree(self, repository: str, revision: str) -> Tree:
@@ -143,15 +145,12 @@ class Hub:
 
         Raises:
             EnvironmentProblem: the Hub refuses it, or did not answer in any of the attempts.
-            RepositoryNotFoundError: there is no such repository.
         """
         attempt = 0
         while True:
             attempt += 1
             try:
                 return call()
-            except RepositoryNotFoundError:
-                raise
             except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
                 seconds = seconds_until_retry(error, attempt)
                 if seconds is None or attempt == ATTEMPTS:

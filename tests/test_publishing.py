@@ -143,6 +143,13 @@ def test_a_commit_that_arrives_with_another_hash_is_told_and_main_stays_as_it_wa
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 1, 2)
 
 
+def test_a_repository_that_is_taken_away_meanwhile_ends_the_command_with_advice(exported):
+    exported.export("alias", 0)
+    exported.hub.faults = [Fault("/commits/", "404", headers={"X-Error-Code": "RepoNotFound"})]
+    with pytest.raises(EnvironmentProblem, match=r"cannot list the commits of .*: the Hub answered 404 Not Found"):
+        exported.push()
+
+
 def test_a_folder_that_changed_since_it_was_recorded_is_not_published(exported):
     exported.export("alias", 0, 1)
     (exported.manifest.workspace.export("alias-tiny-x21", 0) / "config.json").write_text("{}")
