@@ -35,7 +35,11 @@ def submits(*stages: str) -> Callable[[Function], Callable[..., None]]:
         def call(context: "Context", *, dry_run: bool, **options: Any) -> None:
             if options.get("steps") and options.get("all_steps"):
                 raise click.UsageError("--step and --all-steps exclude each other; give one of them")
-            here = options.get("fetch_only") or options.get("push") or any(options.get(name) is not None for name in WORKS_HERE)
+            here = (
+                options.get("fetch_only")
+                or options.get("push")
+                or any(options.get(name) is not None for name in WORKS_HERE)
+            )
             if context.cluster.executor == "slurm" and not here:
                 submit_stages(context, stages, options, dry_run)
             elif dry_run:

@@ -77,6 +77,7 @@ def test_a_run_is_exported_published_and_compared_and_the_token_is_told_nowhere(
         (("export", "--push"), 1, r"ConfigError: export.organization: found none, expected"),
         (("export", "--push", "--set", "export.organization=a/b"), 1, "ConfigError: export.organization: found the"),
         (("export", "--push", "--task", "0", *ORGANIZATION), 2, "--push goes without --task"),
+        (("export", "--push", "--cluster", "slurm-dev", *ORGANIZATION), 1, "EnvironmentProblem: HF_TOKEN: found none"),
         (("export", "--public"), 2, "--public with --push only"),
         (("verify", "--remote"), 1, "ConfigError: export.organization: found none, expected"),
     ],
@@ -84,7 +85,8 @@ def test_a_run_is_exported_published_and_compared_and_the_token_is_told_nowhere(
 def test_what_cannot_be_published_is_refused_before_any_work(tmp_path, trained, arguments, code, told):
     command, *options = arguments
     line = [sys.executable, "-m", "pipeline.cli", command, str(tmp_path / "tiny.yaml"), *options]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert told in done.stderr
     assert not (trained.workspace.root / "exports").exists()
