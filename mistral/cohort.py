@@ -5,7 +5,7 @@ numerics. A sibling that differs is refused, and so is a resume with another con
 hardware is recorded, and ends the bitwise promise from there on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
     earlier = manifest.find("train", (run, "begin"))
     if earlier is not None:
         refuse_changes(earlier, facts)
+        refuse_other_schedule(manifest, earlier, facts["scheduled_steps"])
         _refuse_other_data(earlier, facts["cohort"]["data"])
         return earlier
     drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
@@ -110,6 +111,27 @@ def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+
+
+def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequence[int]) -> None:
+    """Refuse a schedule that leaves out steps that the run began with, or adds some that it has passed.
+
+    Raises:
+        ConfigError: lists the steps.
+    """
+    run = earlier.key[0]
+    recorded = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "weights"))}
+    states = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "state"))}
+    begun, present = set(earlier.facts["scheduled_steps"]), max(recorded | states, default=0)
+    gone = sorted(begun - set(scheduled))
+    late = sorted(step for step in set(scheduled) - begun - recorded if step <= present)
+    for steps, what in ((gone, "without the steps"), (late, "with the steps")):
+        if steps:
+            shown = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
+            raise ConfigError(
+                f"{run}: checkpoints.schedule: found one {what} {shown}, expected the one that the run began with, or "
+                f"more steps after its present step {present}\n  set the schedule back, or extend it beyond that step"
+            )
 
 
 def _refuse_other_data(earlier: Record, dataset: str) -> None:

@@ -63,6 +63,7 @@ class _LineBlock:
     def documents(self) -> list[Document]:
         """Its documents: the whole block at once, or line by line if one of them is blank or bad."""
         try:
+            self._lines.decode("utf-8")  # JSON's reader skips over the fields that nobody asks for
             return list(self._parse(io.BytesIO(self._lines)))
         except (ValueError, RecursionError):
             numbered = enumerate(io.BytesIO(self._lines), 1)
@@ -70,6 +71,7 @@ class _LineBlock:
 
     def _document(self, line: bytes, number: int) -> Document:
         try:
+            line.decode("utf-8")
             return self._parse([line])[0]
         except (ValueError, RecursionError) as error:
             reason, found = _reason(line, error), f"{error}, in the line {line[:60]!r}"

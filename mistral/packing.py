@@ -131,6 +131,7 @@ class Packer:
         dtype = token_dtype(self.tokenizer.vocabulary_size)
         self.streams = {split: Stream(self.folder, dtype) for split in SPLITS}
         self._sample_every = 1
+        self._source = {split: hashlib.sha256() for split in SPLITS}
         self._seen = Counter[str]()  # documents of each split, with those that are left out
 
     def __enter__(self) -> Self:
@@ -163,6 +164,10 @@ class Packer:
             left -= size
             advance(size)
         advance(left)
+
+    def source_sha256(self) -> dict[str, str]:
+        """Of each split: the sha256 of the sha256 of its documents in a row, as `source_hashes` gives it."""
+        return {split: digest.hexdigest() for split, digest in self._source.items()}
 
     def packed_blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[Packed]:
         """The blocks of a unit, tokenized, in order."""
@@ -197,6 +202,7 @@ class Packer:
         if packed.empty:
             self.skipped["empty"] += packed.empty
         for split, whole in packed.parts.items():
+            self._source[split].update(b"".join(whole.digests))
             part = self._without_dropped(split, whole)
             if split == "validation":
                 listed = enumerate(zip(part.digests, part.sizes, strict=True), self.streams[split].documents)

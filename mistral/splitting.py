@@ -102,6 +102,15 @@ def unit_blocks(data: Data, unit: Unit, files: dict[str, SourceFile]) -> Iterato
             yield piece, block
 
 
+def source_hashes(data: Data, unit: Unit, files: dict[str, SourceFile]) -> dict[str, str]:
+    """Of each split of a unit: the sha256 of the sha256 of its documents in a row, read again from the source."""
+    found = {split: hashlib.sha256() for split in SPLITS}
+    for piece, block in unit_blocks(data, unit, files):
+        for split, documents in split_block(data, piece, block).splits.items():
+            found[split].update(b"".join(documents.digests))
+    return {split: digest.hexdigest() for split, digest in found.items()}
+
+
 def refuse(data: Data, bad: Bad) -> None:
     """Stop at a bad document, unless they are skipped.
 

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mistral.config import Experiment
-from mistral.corpus import Plan, Unit
+from mistral.config import Data, Experiment
+from mistral.corpus import Plan, SourceFile, Unit
 from mistral.dataset import unit_names
 from mistral.deduplication import drops_of
 from mistral.files import make_folder, write_bytes
@@ -18,6 +18,7 @@ from mistral.packing import Packer, Stream
 from mistral.progress import Progress
 from mistral.readers import read_piece
 from mistral.shards import ShardFacts, locate_tokens, write_shard
+from mistral.splitting import source_hashes
 from mistral.tokens import Tokenizer
 
 MEGABYTE = 1_000_000
@@ -101,6 +102,8 @@ def commit_unit(work: Work, unit: Unit, packer: Packer, timing: dict[str, float]
             "tokenizer_sha256": work.tokenizer.sha256,
             "source_bytes": unit.bytes(),
             "pieces": [asdict(piece) for piece in unit.pieces],
+            "mtimes": mtimes(unit, work.plan.files),
+            "source_sha256": packer.source_sha256(),
             "timing": timing,
         }
     facts |= {"words": count_words(work, unit)} if work.counts_words else {}
@@ -114,6 +117,17 @@ def count_words(work: Work, unit: Unit) -> int:
     field, files = work.experiment.data.text_field, work.plan.files
     texts = (text for piece in unit.pieces for text in read_piece(files[piece.name], piece, field))
     return sum(len(text.split()) for text in texts if isinstance(text, str))
+
+
+def mtimes(unit: Unit, files: dict[str, SourceFile]) -> dict[str, int]:
+    """When each file of a unit was changed last, in nanoseconds since 1970."""
+    return {piece.name: files[piece.name].mtime_ns for piece in unit.pieces}
+
+
+def has_other_text(data: Data, unit: Unit, files: dict[str, SourceFile], record: Record) -> bool:
+    """Whether a unit's files were touched since they were recorded, and hold other documents now: reads them if so."""
+    touched: bool = record.facts["mtimes"] != mtimes(unit, files)
+    return touched and source_hashes(data, unit, files) != record.facts["source_sha256"]
 
 
 def _write(work: Work, unit: Unit, packer: Packer) -> Iterator[FileEntry]:

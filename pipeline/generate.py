@@ -45,7 +45,9 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # progress goes through the reporter
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     start = [model.config.eos_token_id, *tokenizer(prompt)["input_ids"]]

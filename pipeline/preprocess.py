@@ -16,7 +16,7 @@ from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.splitting import training_texts
 from mistral.tokens import read_tokenizer
-from mistral.units import Work, pack_missing
+from mistral.units import Work, has_other_text, pack_missing
 from mistral.vocabulary import copy_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
 
@@ -197,14 +197,15 @@ def require_same_source(experiment: Experiment, manifest: Manifest, plan: Plan |
         return
     dataset, data = experiment.data.dataset_name(), experiment.data.identity()
     planned = {unit.name: unit for unit in plan.units}
-    lines = []
+    sealed, lines = manifest.find("preprocess", (dataset, SEAL)), []
     for name in unit_names(manifest, dataset):
         record = manifest.get("preprocess", (dataset, name), "run preprocess again")
         unit = planned.get(name)
         if unit is None or unit.digest(data) != record.config:
             now = [asdict(piece) for piece in unit.pieces] if unit else []
             lines.append(f"  unit {name}: {describe_change(record.facts['pieces'], now)}")
-    sealed = manifest.find("preprocess", (dataset, SEAL))
+        elif sealed is None and has_other_text(experiment.data, unit, plan.files, record):
+            lines.append(f"  unit {name}: other documents of the same size, in files that were touched since")
     if sealed is not None:
         added = [name for name in planned if name not in sealed.inputs]
         lines += [f"  unit {name}: new" for name in added]

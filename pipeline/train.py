@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mistral.cohort import identity, refuse_changes
+from mistral.cohort import identity, refuse_changes, refuse_other_schedule
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
 from mistral.errors import ConfigError, EnvironmentProblem, Findings, MistralError, Stopped
@@ -71,12 +71,13 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
     """Whether a run has nothing left to do.
 
     Raises:
-        ConfigError: its frozen config changed, or another experiment has a run of that name.
+        ConfigError: its frozen config or its schedule changed, or another experiment has a run of that name.
     """
     run = experiment.run_name(seed)
     begun = manifest.find("train", (run, "begin"))
     if begun is not None:
         refuse_changes(begun, identity(experiment, seed))
+        refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
     return manifest.find("train", (run, "complete")) is not None
 
 
@@ -160,6 +161,7 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
 
     training, stage = context.experiment.training, context.cluster.stages.train
     ranks = engine.Ranks.from_environment()
+    training.accumulation_steps(ranks.world_size)  # refused before anything is recorded
     engine.prepare_process(training, stage.threads_per_rank)
     device = engine.connect(ranks, training, stage.gpus_per_node > 0)
     run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
@@ -169,10 +171,27 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
             with owned(run, options) as ownership:
                 train_run(run, ownership, Hooks(stop, context.progress))
         else:
-            train_run(run, None, Hooks(stop, Silent()))
+            with lost_connections_told(ranks.rank):
+                train_run(run, None, Hooks(stop, Silent()))
     finally:
         stop.restore()
         engine.disconnect()
+
+
+@contextlib.contextmanager
+def lost_connections_told(rank: int) -> Iterator[None]:
+    """Keep the traces of a torn connection from hiding the message of the rank that tore it.
+
+    Raises:
+        EnvironmentProblem: the connection to the other ranks is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise EnvironmentProblem(f"rank {rank} lost the other ranks, one of which tells why ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import pytest
 from mistral.cohort import Drift, begin, begin_facts, differences, find_drift, record_drift
 from mistral.config import load_experiment
 from mistral.errors import ConfigError, ManifestError
+from mistral.manifest import make_record
 
 NUMERICS = {"world_size": 1, "zero_stage": 1, "threads": 1}
 
@@ -27,6 +28,22 @@ def test_a_changed_frozen_key_is_refused_with_the_difference_and_a_free_one_is_n
     begin(manifest, "a", facts("alias", overrides=("training.logging_steps=1",)), [], allow_drift=False)
     with pytest.raises(ConfigError, match=r"training\.learning_rate: was 0\.003, is 0\.1"):
         begin(manifest, "a", facts("alias", overrides=("training.learning_rate=0.1",)), [], allow_drift=False)
+
+
+def with_schedule(schedule: str):
+    return facts("alias", overrides=(f"checkpoints.schedule={schedule}",))
+
+
+def test_a_schedule_may_only_be_extended_beyond_the_present_step(manifest):
+    """The quickstart has 120 steps; the run stands at step 40."""
+    begin(manifest, "a", with_schedule("[[20, 120]]"), [], allow_drift=False)
+    record = make_record("train/state", ("a", "state", "step-00000040"), config="c", inputs={}, files=[], facts={})
+    manifest.publish(record)
+    begin(manifest, "a", with_schedule("[[20, 40], [10, 120]]"), [], allow_drift=False)
+    with pytest.raises(ConfigError, match=r"found one without the steps 20, 60, 100(.|\n)*set the schedule back"):
+        begin(manifest, "a", with_schedule("[[40, 120]]"), [], allow_drift=False)
+    with pytest.raises(ConfigError, match=r"found one with the steps 10, 30, (.|\n)*after its present step 40"):
+        begin(manifest, "a", with_schedule("[[10, 120]]"), [], allow_drift=False)
 
 
 def test_a_dataset_that_came_out_differently_is_refused(manifest):

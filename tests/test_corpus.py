@@ -220,6 +220,7 @@ def test_a_dataset_without_splits_does_not_stand_in_for_its_own_validation(tmp_p
         (b'{"text": null}', "the field is not text"),
         (b'["text"]', "not an object"),
         (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": "fine", "other": "\xff"}', "not UTF-8"),
         (b'{"text": "\\ud800"}', "lone surrogate"),
     ],
 )

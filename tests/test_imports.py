@@ -68,7 +68,9 @@ IMPORTS = {
     "mistral.splitting": "config corpus detokenize documents errors readers",
     "mistral.tokens": "errors files passthrough shards",
     "mistral.training": ALL_OF_MISTRAL,
-    "mistral.units": "config corpus dataset deduplication files manifest packing progress readers shards tokens",
+    "mistral.units": (
+        "config corpus dataset deduplication files manifest packing progress readers shards splitting tokens"
+    ),
     "mistral.vocabulary": "config errors files passthrough",
     "mistral.windows": "config dataset errors manifest shards tokens workspace",
     "mistral.workspace": "errors",

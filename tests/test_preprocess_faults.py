@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from corpora import ROOT, experiment, hashes, run, seal_of, texts, write_corpus
 
-from mistral.errors import DataError
+from mistral.errors import DataError, ManifestError
 from mistral.manifest import Manifest
 from mistral.tokens import FastEngine, read_tokenizer
 from mistral.vocabulary import installed_gpt2, write_gpt2
@@ -120,6 +120,19 @@ def test_a_source_that_changes_between_the_plan_and_the_end_of_reading_is_refuse
         run(tmp_path, corpus)
     monkeypatch.undo()
     assert run(tmp_path, corpus).packed_now == 1
+
+
+def test_a_source_edited_at_the_same_size_between_two_tasks_is_refused_and_one_only_touched_is_not(tmp_path):
+    experiment_of_size = {"name": "plain", "source": {"files": ["p.txt", "q.txt"]}, "validation_fraction": 0}
+    for name in ("p.txt", "q.txt"):
+        (tmp_path / name).write_text("the king " * 100_000)
+    plain = experiment(tmp_path, **experiment_of_size)
+    run(tmp_path, plain, "edited", tasks=2, task=0)
+    (tmp_path / "p.txt").write_text("THE king " * 100_000)
+    with pytest.raises(ManifestError, match=r"unit 00000: other documents of the same size(.|\n)*put the files back"):
+        run(tmp_path, plain, "edited", tasks=2, task=1)
+    (tmp_path / "p.txt").write_text("the king " * 100_000)
+    assert run(tmp_path, plain, "edited", tasks=2, task=1).facts is not None
 
 
 def test_the_shares_of_several_sources_are_recorded_and_no_unit_mixes_them(tmp_path):
