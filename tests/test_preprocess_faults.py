@@ -19,7 +19,7 @@ from mistral.vocabulary import installed_gpt2, write_gpt2
 from mistral.workspace import Workspace
 from pipeline import preprocess as stage
 
-KILLS = 30
+KILLS = 24
 
 # Imports once, then forks a child for each attempt: kills it after so many seconds, or lets it end.
 ATTEMPTS = """
@@ -52,8 +52,8 @@ def test_kills_at_random_moments_leave_no_wrong_shard_and_cost_only_the_unit_in_
     manifest, dataset = Manifest(Workspace(tmp_path / "killed")), what.data.dataset_name()
     moments, recorded, killed = random.Random(31), set[str](), 0
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attempts:
-        for _ in range(KILLS):
-            status = _attempt(attempts, moments.uniform(0.0, 0.9))
+        while killed < KILLS:  # on a fast machine many attempts end before they are killed
+            status = _attempt(attempts, moments.uniform(0.0, 0.7))
             killed += status == -signal.SIGKILL
             now = set(manifest.names("preprocess", (dataset,)))
             assert recorded <= now
@@ -64,7 +64,6 @@ def test_kills_at_random_moments_leave_no_wrong_shard_and_cost_only_the_unit_in_
                 for name in ("dataset", *moments.sample(sorted(recorded - {"dataset"}), 4)):
                     manifest.remove("preprocess", (dataset, name))
                 recorded = set(manifest.names("preprocess", (dataset,)))
-    assert killed > KILLS // 2
     run(tmp_path, what, "killed")
     assert _without_leftovers(hashes(tmp_path, "killed")) == hashes(tmp_path)
     assert seal_of(tmp_path, what, "killed").content == seal_of(tmp_path, what).content
