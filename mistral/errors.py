@@ -9,6 +9,7 @@
     |-- CheckpointError    a checkpoint that cannot be written or read
     |-- StorageError       the disk is full, the quota is used up, a file cannot be written
     |-- EnvironmentProblem this machine lacks something that the config asks for
+    |-- LostRanks          the other ranks of a run are gone: nothing to mend here, run it again
     |-- Findings           work that finished and found something wrong (exit code 3)
     |   `-- NonFiniteLoss  the loss is not a number
     `-- Stopped            stopped on a signal, with everything saved (exit code 75)
@@ -53,6 +54,10 @@ class StorageError(MistralError):
 
 class EnvironmentProblem(MistralError):
     """This machine lacks something that the configuration asks for."""
+
+
+class LostRanks(MistralError):
+    """The connection to the other ranks of a run is torn, as one of them died or failed."""
 
 
 class Findings(MistralError):

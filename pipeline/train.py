@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mistral.cohort import identity, refuse_changes, refuse_other_schedule
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
-from mistral.errors import ConfigError, EnvironmentProblem, Findings, MistralError, Stopped
+from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
@@ -183,7 +183,7 @@ def lost_connections_told(rank: int) -> Iterator[None]:
     """Keep the traces of a torn connection from hiding the message of the rank that tore it.
 
     Raises:
-        EnvironmentProblem: the connection to the other ranks is lost.
+        LostRanks: the connection to the other ranks is torn.
     """
     try:
         yield
@@ -191,7 +191,7 @@ def lost_connections_told(rank: int) -> Iterator[None]:
         if not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
             raise
         reason = str(error).splitlines()[0][:200]
-        raise EnvironmentProblem(f"rank {rank} lost the other ranks, one of which tells why ({reason})") from error
+        raise LostRanks(f"rank {rank} lost the other ranks: one died, or tells why ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mistral.errors import EnvironmentProblem, Findings, MistralError, Stopped
+from mistral.errors import EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.files import canonical_json, publish_bytes, read_json, remove_folder
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
@@ -86,7 +86,8 @@ class Attempt:
 
     def end(self, error: BaseException) -> None:
         """Leave the stop file: why this attempt ends. The first rank that has a reason is believed."""
-        code = error.exit_code if isinstance(error, MistralError) else None
+        crashed = isinstance(error, LostRanks) or not isinstance(error, MistralError)
+        code = None if crashed else error.exit_code
         told = {"code": code, "reason": f"{type(error).__name__}: {error}", "signals": local.signals_received()}
         publish_bytes(self.path("end"), canonical_json(told))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral.errors import ConfigError, EnvironmentProblem, Findings, MistralError, Stopped
+from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline import local
@@ -76,6 +76,14 @@ def test_a_task_that_was_told_to_leave_is_left(job, tmp_path, signals):
     with pytest.raises(Stopped, match="it is left as it is"):
         attempt.again(workspace, 75)
     assert requeued == []
+
+
+def test_a_rank_that_lost_one_that_was_killed_runs_the_task_again(job, tmp_path):
+    requeued, workspace = job(0), Workspace(tmp_path)
+    do(workspace, LostRanks("rank 1 lost the other ranks"))
+    with pytest.raises(Stopped, match=r"lost the other ranks\n  it waits to run again"):
+        attempt.again(workspace, 137)
+    assert requeued == ["12_3"]
 
 
 def test_a_task_that_gave_way_in_order_runs_again(job, tmp_path, monkeypatch):
