@@ -86,8 +86,8 @@ class Attempt:
 
     def end(self, error: BaseException) -> None:
         """Leave the stop file: why this attempt ends. The first rank that has a reason is believed."""
-        crashed = isinstance(error, LostRanks) or not isinstance(error, MistralError)
-        code = None if crashed else error.exit_code
+        code = error.exit_code if isinstance(error, MistralError) else None
+        code = None if isinstance(error, LostRanks) else code
         told = {"code": code, "reason": f"{type(error).__name__}: {error}", "signals": local.signals_received()}
         publish_bytes(self.path("end"), canonical_json(told))
 
