@@ -30,6 +30,14 @@ from pipeline.train import TrainOptions, owned
 
 MISTRAL_STEPS, MISTRAL_WEIGHTS, STATE_EVERY = 400_000, 609, 1000
 
+TIMED = (
+    (Loop, "advance", "step"),
+    (training, "probe", "probe loss"),
+    (training, "save_weights", "weights, all"),
+    (training, "save_state", "state, all"),
+    (engine, "gather_weights", "weights, copied to host memory"),
+)
+
 
 def timed(times: dict[str, list[float]], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that notes how long each of its calls takes."""
@@ -52,11 +60,8 @@ def measure(model: str, steps: int, seq_len: int, folder: Path) -> dict[str, lis
     workspace = Workspace(folder)
     preprocess(experiment, workspace, Silent())
     times: dict[str, list[float]] = defaultdict(list)
-    Loop.advance = timed(times, "step", Loop.advance)  # type: ignore[method-assign]
-    training.probe = timed(times, "probe loss", training.probe)
-    training.save_weights = timed(times, "weights, all", training.save_weights)
-    training.save_state = timed(times, "state, all", training.save_state)
-    engine.gather_weights = timed(times, "weights, copied to host memory", engine.gather_weights)
+    for place, function, name in TIMED:
+        setattr(place, function, timed(times, name, getattr(place, function)))
     engine.prepare_process(experiment.training, 1)
     device, manifest = engine.connect(Ranks(), experiment.training, needs_gpu=False), Manifest(workspace)
     dataset = manifest.get("preprocess", (experiment.data.dataset_name(), "dataset"), "")

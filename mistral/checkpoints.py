@@ -10,7 +10,7 @@ committed after all scheduled weights up to S. A folder without a record is rubb
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,14 +44,18 @@ class SavedState:
     def parameters(self) -> Tensors:
         """The fp32 parameters by name."""
         with safe_open(self.folder / "state.safetensors", framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("param/")]  # noqa: SIM118  safe_open is no dict
-            return {name.removeprefix("param/"): file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(f"param/{name}") for name in parameter_names(file.keys())}
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor: `param/<name>`, `exp_avg/<name>` or `exp_avg_sq/<name>`."""
         with safe_open(self.folder / "state.safetensors", framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
+
+
+def parameter_names(keys: Iterable[str]) -> list[str]:
+    """The parameters among the tensors of a state.safetensors."""
+    return [key.removeprefix("param/") for key in keys if key.startswith("param/")]
 
 
 def read_state(folder: Path) -> SavedState:

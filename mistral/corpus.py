@@ -204,7 +204,7 @@ def _matches(pattern: str, root: Path) -> Iterator[tuple[Path, str]]:
 
 def _glob(pattern: str, root: Path) -> Iterator[Path]:
     """Absolute patterns and `..` are welcome, which Path.glob refuses."""
-    for text in glob.glob(pattern, root_dir=root, recursive=True):  # noqa: PTH207
+    for text in glob.glob(pattern, root_dir=root, recursive=True):  # noqa: PTH207  as said
         yield root / text
 
 

@@ -102,9 +102,14 @@ def find_duplicates(manifest: Manifest, experiment: Experiment, plan: Plan) -> R
     drops = {split: list(_duplicates(manifest, plan, dataset, split)) for split in SPLITS}
     path = manifest.workspace.dataset(dataset) / "hashes" / "duplicates.npz"
     make_folder(path.parent)
-    arrays = {f"{unit.name}.{split}": drops[split][i] for split in SPLITS for i, unit in enumerate(plan.units)}
+    arrays = {
+        f"{unit.name}.{split}": numbers
+        for split in SPLITS
+        for unit, numbers in zip(plan.units, drops[split], strict=True)
+        if len(numbers)
+    }
     with written_beside(path) as temporary, storage_errors(path), temporary.open("wb") as file:
-        np.savez(file, **{name: numbers for name, numbers in arrays.items() if len(numbers)})  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
     facts = {"dropped": {split: sum(map(len, numbers)) for split, numbers in drops.items()}}
     inputs = {record.key[-1]: record.content for record in whole}
     key, files = (dataset, DUPLICATES), [manifest.entry(path)]

@@ -44,10 +44,14 @@ def detokenize_wikitext(text: str) -> str:
     """Undo WikiText's tokenization: ` @-@ `, spaces around punctuation and inside brackets, `= = Heading = =`."""
     text = _replace_all(text, NUMBERS_AND_PUNCTUATION)
     for pattern, left, right in PATTERNS:
-        end = text.rfind(right) + 1  # opening marks beyond it would each search the rest of the text in vain
-        closed = pattern.sub(lambda found, a=left, b=right: a + found[1].rstrip() + b, text[:end])  # type: ignore[misc] # a, b
-        text = closed + text[end:]
+        text = _close(text, pattern, left, right)
     return _replace_all(text, HEADINGS_AND_REST)
+
+
+def _close(text: str, pattern: re.Pattern[str], left: str, right: str) -> str:
+    """Take the spaces away inside one kind of brackets."""
+    end = text.rfind(right) + 1  # opening marks beyond it would each search the rest of the text in vain
+    return pattern.sub(lambda found: left + found[1].rstrip() + right, text[:end]) + text[end:]
 
 
 def _replace_all(text: str, replacements: tuple[tuple[str, str], ...]) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from mistral.checkpoints import parameter_names
 from mistral.config import Model
 from mistral.errors import CheckpointError, ManifestError
 from mistral.hub import require_probe
@@ -74,8 +75,9 @@ def other_parameters(records: Records, state: Record, weights: Record) -> Iterat
     """A state holds the weights of its step."""
     with safe_open(_file(records, state), "pt") as saved, safe_open(_file(records, weights), "pt") as kept:
         names = set(kept.keys())
-        parameters = {name.removeprefix("param/") for name in saved.keys() if name.startswith("param/")}  # noqa: SIM118
-        alike = names == parameters and all(_equal(saved.get_tensor(f"param/{n}"), kept.get_tensor(n)) for n in names)
+        alike = names == set(parameter_names(saved.keys())) and all(
+            _equal(saved.get_tensor(f"param/{name}"), kept.get_tensor(name)) for name in names
+        )
     if not alike:
         yield f"{place(state)}: found other parameters than in {place(weights)}, expected the same; remove the state"
 

@@ -137,7 +137,7 @@ def _has_lone_surrogate(line: bytes) -> bool:
 
 def _decompressed(raw: BinaryIO, form: str) -> BinaryIO:
     if form.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # a BinaryIO in all that is used here
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK_BYTES)
     if form.endswith(".zst"):
         return io.BufferedReader(_Blocks(_zstd_blocks(raw)), BLOCK_BYTES)
     return raw

@@ -26,8 +26,6 @@ SCALARS = {  # YAML 1.2, core schema: tag -> (form, first characters)
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own attribute
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
@@ -42,6 +40,7 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
+_Loader.yaml_implicit_resolvers = {}  # not those of YAML 1.1
 for _name, (_form, _first) in SCALARS.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_form), _first)
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_form), _first)

@@ -35,7 +35,7 @@ IMPORTS = {
     "mistral.errors": "",
     "mistral.evaluation": "config engine shards windows",
     "mistral.evaluationsets": "datasections section",
-    "mistral.evidence": "config errors hub manifest model progress provenance records workspace",
+    "mistral.evidence": "checkpoints config errors hub manifest model progress provenance records workspace",
     "mistral.files": "errors",
     "mistral.hub": "cohort config errors files manifest metrics modelcard workspace",
     "mistral.hubsource": "config errors files",
