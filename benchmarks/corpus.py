@@ -11,7 +11,7 @@ of that list, and by name within a wheel:
 3. The paragraphs of a file, in order, are a document; a new one begins after 12,000 characters. Documents of less than
    500 characters, and those with a literal <|endoftext|>, are left out.
 4. The documents are sorted by the SHA-256 of their text, so that any part of the corpus is a fair sample of it. A
-   package gives 30 MB at most, and the corpus ends with the document that reaches its size. It is written as 8 files of
+   package gives 60 MB at most, and the corpus ends with the document that reaches its size. It is written as 8 files of
    JSON lines and 8 of parquet.
 """
 
@@ -45,7 +45,7 @@ BREAKS = re.compile(r"</?(?:p|li|ul|ol|note|h\d|br)\s*/?>")
 PARAMETER = re.compile(r"^:?param [^:\n]*: ", flags=re.MULTILINE)
 TAGS = re.compile(r"<[^<>]*>")
 LEAST_PARAGRAPH, LEAST_DOCUMENT, FULL_DOCUMENT, LEAST_COMMON = 80, 500, 12_000, 0.18
-PACKAGE_MEGABYTES, FILES = 30, 8
+PACKAGE_MEGABYTES, FILES = 60, 8
 ROW_GROUP = 1_000  # documents: some megabytes
 Paragraphs = list[str]
 
