@@ -5,6 +5,7 @@ import io
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,12 +63,13 @@ class _LineBlock:
 
     def documents(self) -> list[Document]:
         """Its documents: the whole block at once, or line by line if one of them is blank or bad."""
+        lines = list(io.BytesIO(self._lines))
         try:
-            self._lines.decode("utf-8")  # JSON's reader skips over the fields that nobody asks for
-            return list(self._parse(io.BytesIO(self._lines)))
+            for line in filterfalse(bytes.isascii, lines):
+                line.decode("utf-8")  # JSON's reader skips over the fields that nobody asks for
+            return list(self._parse(lines))
         except (ValueError, RecursionError):
-            numbered = enumerate(io.BytesIO(self._lines), 1)
-            return [self._document(line, number) for number, line in numbered if line.strip(BLANK)]
+            return [self._document(line, number) for number, line in enumerate(lines, 1) if line.strip(BLANK)]
 
     def _document(self, line: bytes, number: int) -> Document:
         try:

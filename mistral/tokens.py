@@ -109,15 +109,16 @@ class Tokenizer:
         Long texts are encoded in pieces, so that memory does not grow with their length.
         """
         dtype, parts, ends, before = token_dtype(self.vocabulary_size), [], [], 0
-        counts: list[int] = []  # pieces of each text
-        for batch in _batches(self._pieces(texts, counts)):
+        if not texts:
+            return Encoded(np.zeros(0, dtype=dtype), np.zeros(0, dtype=np.int64))
+        counts: list[int] = []  # pieces of each text, where they are cut
+        short = sum(map(len, texts)) <= BATCH_CHARACTERS
+        for batch in [texts] if short else _batches(self._pieces(texts, counts)):
             ids, batch_ends = self.engine.encode(batch)
             parts.append(ids.astype(dtype))
             ends.append(batch_ends + before)
             before += len(ids)
-        if not parts:
-            return Encoded(np.zeros(0, dtype=dtype), np.zeros(0, dtype=np.int64))
-        document_ends = np.concatenate(ends)[np.cumsum(counts) - 1]
+        document_ends = ends[0] if short else np.concatenate(ends)[np.cumsum(counts) - 1]
         tokens = np.insert(np.concatenate(parts) if len(parts) > 1 else parts[0], document_ends, self.end_of_text_id)
         return Encoded(tokens, document_ends + np.arange(1, len(texts) + 1))
 
