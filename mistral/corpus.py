@@ -242,13 +242,15 @@ def _parquet_pieces(path: Path, name: str, split: str) -> Iterator[Piece]:
 def _units(pieces: list[Piece], limit: int) -> Iterator[Unit]:
     """Gather pieces of one source in order into units of about `limit` bytes; a compressed stream is one by itself."""
     gathered: list[list[Piece]] = [[]]
+    size = 0  # of the last group
     for piece in pieces:
         alone = piece.form in COMPRESSED or (gathered[-1] and gathered[-1][-1].form in COMPRESSED)
-        full = sum(other.bytes for other in gathered[-1]) + piece.bytes > limit
         other_source = bool(gathered[-1]) and gathered[-1][-1].source != piece.source
-        if gathered[-1] and (alone or full or other_source):
+        if gathered[-1] and (alone or size + piece.bytes > limit or other_source):
             gathered.append([])
+            size = 0
         gathered[-1].append(piece)
+        size += piece.bytes
     for number, group in enumerate(gathered):
         if group:
             yield Unit(f"{number:05d}", tuple(group))

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -235,10 +235,14 @@ def tasks_of(units: tuple[Unit, ...], tasks: int, task: int) -> list[Unit]:
     """
     if task >= tasks:
         raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
-    total, before, chosen = sum(unit.bytes() for unit in units), 0, []
-    for unit in units:
-        middle = before + unit.bytes() / 2
-        if min(int(middle * tasks / max(total, 1)), tasks - 1) == task:
-            chosen.append(unit)
-        before += unit.bytes()
-    return chosen
+    return [unit for unit, number in zip(units, task_numbers(units, tasks), strict=True) if number == task]
+
+
+def task_numbers(units: Sequence[Unit], tasks: int) -> list[int]:
+    """Which task each unit belongs to, out of so many."""
+    sizes, before, numbers = [unit.bytes() for unit in units], 0, []
+    total = max(sum(sizes), 1)
+    for size in sizes:
+        numbers.append(min(int((before + size / 2) * tasks / total), tasks - 1))
+        before += size
+    return numbers
