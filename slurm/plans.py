@@ -8,7 +8,7 @@ from mistral.dataset import SEAL, unit_names
 from mistral.errors import ConfigError
 from pipeline import export
 from pipeline.context import Context
-from pipeline.preprocess import tasks_of
+from pipeline.preprocess import task_numbers
 from pipeline.train import is_complete
 from slurm.attempt import ATTEMPTS, Goal
 from slurm.submit import Plan
@@ -45,13 +45,15 @@ def preprocess_plan(context: Context, choice: Choice) -> Plan:
     experiment, manifest = context.experiment, context.manifest
     total = choice.tasks or context.cluster.stages.preprocess.tasks
     numbers: list[int] = []
+    planned = None
     if any(manifest.find("preprocess", (name, SEAL)) is None for name in experiment.dataset_names()):
         recorded = set(unit_names(manifest, experiment.data.dataset_name()))
         units = plan_units(experiment, context.workspace.sources()).units
-        numbers = [n for n in range(total - 1) if any(u.name not in recorded for u in tasks_of(units, total, n))]
-        numbers.append(total - 1)
+        planned = len(units)
+        owners = zip(units, task_numbers(units, total), strict=True)
+        numbers = sorted({number for unit, number in owners if unit.name not in recorded} | {total - 1})
     names = tuple((number, f"task {number} of {total}") for number in numbers)
-    return Plan("preprocess", names, ("--tasks", str(total)))
+    return Plan("preprocess", names, ("--tasks", str(total)), planned)
 
 
 def train_plan(context: Context, choice: Choice) -> Plan:

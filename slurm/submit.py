@@ -5,6 +5,7 @@ keep the numbers that they have in the stage.
 """
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -25,6 +26,7 @@ from slurm.task import Task
 
 # How a stage waits for the one before it: train for a whole dataset, export for whatever was trained.
 WAITS = {"preprocess": "", "train": "afterok", "export": "afterany"}
+SHOWN = 10  # names of tasks in a line
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
@@ -35,6 +37,7 @@ class Plan:
     stage: str
     units: tuple[tuple[int, str], ...]
     flags: tuple[str, ...]
+    planned: int | None = None  # units of the stage in all, where that is not told by the config
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ class Job:
     def line(self) -> str:
         """For people."""
         what = "found" if self.found else "submitted"
-        return f"{self.stage}: {what} job {self.number} ({', '.join(self.names)}), logs in {self.submission.folder}"
+        names = ", ".join(self.names)
+        if len(self.names) > SHOWN:
+            names = f"{len(self.names)} tasks: {self.names[0]} ... {self.names[-1]}"
+        return f"{self.stage}: {what} job {self.number} ({names}), logs in {self.submission.folder}"
 
 
 def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
@@ -76,7 +82,7 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
                 "found no answer from squeue, expected Slurm's list of jobs; nothing was submitted\n"
                 "  check sinfo and scontrol ping, then run the same command again"
             )
-        active = submissions.active(submissions.recorded(context.workspace, context.experiment.name), known)
+        active = submissions.active(context.workspace, context.experiment.name, known)
         before: list[str] = []
         for plan in plans:
             there = [task for task in active if task.submission.stage == plan.stage]
@@ -106,8 +112,8 @@ def _refuse_other_cut(plan: Plan, there: Sequence[submissions.Active]) -> None:
 def _attach(active: Sequence[submissions.Active]) -> list[Job]:
     """Jobs that wait or run already; what a submission that was interrupted left undone is done now."""
     found = []
-    for submission in dict.fromkeys(task.submission for task in active):
-        tasks = [task for task in active if task.submission == submission]
+    for submission, group in itertools.groupby(active, key=lambda task: task.submission):
+        tasks = list(group)
         number = tasks[0].job.label.partition("_")[0]
         _finish(submission, number)
         found.append(Job(submission.stage, number, tuple(task.name for task in tasks), submission, found=True))
@@ -116,9 +122,10 @@ def _attach(active: Sequence[submissions.Active]) -> list[Job]:
 
 def _finish(submission: Submission, number: str) -> None:
     """Give each task of a job its pickle, and the submission its number, where they are missing."""
+    there = {path.name for path in submission.folder.iterdir()}
     for index, task in enumerate(submission.tasks):
         path = JobPaths(submission.folder, submission.label(number, index)).submitted_pickle
-        if not path.exists():
+        if path.name not in there:
             temporary = path.with_suffix(".tmp")
             DelayedSubmission(_task(submission, task)).dump(temporary)
             temporary.replace(path)
@@ -132,7 +139,7 @@ def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]
     waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
     for start in range(0, len(units), longest):
         some = units[start : start + longest]
-        submission = submissions.create(context, plan.stage, some, plan.flags)
+        submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
         dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
         number = _launch(context, submission, dependency)
         submission.record(number)
