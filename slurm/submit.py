@@ -5,11 +5,12 @@ keep the numbers that they have in the stage.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +84,14 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
                 "  check sinfo and scontrol ping, then run the same command again"
             )
         active = submissions.active(context.workspace, context.experiment.name, known)
+        longest = functools.cache(queue.max_array_size)  # asked for once, and only if something is submitted
         before: list[str] = []
         for plan in plans:
             there = [task for task in active if task.submission.stage == plan.stage]
             _refuse_other_cut(plan, there)
             found, busy = _attach(there), {task.task for task in there}
             missing = [unit for unit in plan.units if unit[0] not in busy]
-            new = _submit_arrays(context, plan, missing, before)
+            new = _submit_arrays(context, plan, missing, before, longest)
             jobs += found + new
             before = [job.number for job in found + new]
     return jobs
@@ -132,13 +134,19 @@ def _finish(submission: Submission, number: str) -> None:
     submission.record(number)
 
 
-def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> list[Job]:
+def _submit_arrays(
+    context: Context,
+    plan: Plan,
+    units: Sequence[tuple[int, str]],
+    before: Sequence[str],
+    longest: Callable[[], int],
+) -> list[Job]:
     """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
-    longest = queue.max_array_size() if units else 1
+    size = longest() if units else 1
     jobs: list[Job] = []
     waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
-    for start in range(0, len(units), longest):
-        some = units[start : start + longest]
+    for start in range(0, len(units), size):
+        some = units[start : start + size]
         submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
         dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
         number = _launch(context, submission, dependency)
