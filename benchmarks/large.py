@@ -37,7 +37,7 @@ executor: slurm
 stages:
   preprocess: {{tasks: {tasks}, array_width: 80}}
   train: {{ranks_per_node: 8, gpus_per_node: 8}}
-  export: {{tasks: {tasks}, array_width: 80}}
+  export: {{tasks: 80, array_width: 80}}
 """
 # Each notes that it was called. Jobs that were submitted wait in a file.
 COMMANDS = {
@@ -82,7 +82,7 @@ class Large:
         return {**os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
 
     def cluster(self, tasks: int) -> str:
-        """A cluster file with so many tasks of preprocess and of export."""
+        """A cluster file with so many tasks of preprocess, and 80 of export."""
         path = self.folder / f"tasks{tasks}.yaml"
         path.write_text(CLUSTER.format(tasks=tasks), encoding="utf-8")
         return str(path)

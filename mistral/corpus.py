@@ -4,6 +4,7 @@ A plan is a function of the data section and of the names and sizes of the files
 """
 
 import datetime
+import functools
 import glob
 import importlib.util
 import re
@@ -152,9 +153,10 @@ def _files(experiment: Experiment, source: FilesSource | PackageSource, split: s
     """Each file once, with a name that no other has and that holds no folder of this machine, and its split."""
     splits: dict[Path, str] = {}
     names: set[str] = set()
+    folder = functools.cache(Path.resolve)  # of thousands of files
     for number, (pattern, root, target) in enumerate(_patterns(experiment, source, split)):
         for path, name in _matches(pattern, root):
-            place = path.resolve()
+            place = path.resolve() if path.is_symlink() else folder(path.parent) / path.name
             if place not in splits:
                 splits[place] = target
                 unique = f"{number}:{name}" if name in names else name

@@ -84,7 +84,7 @@ def preprocess(
     elif fetch_only:
         from pipeline.preprocess import fetch
 
-        click.echo(fetch(context.experiment, context.workspace))
+        click.echo(fetch(context.experiment, context.workspace).as_text())
     else:
         show(do_preprocess(context, task, tasks), as_json)
 

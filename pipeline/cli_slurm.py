@@ -13,6 +13,7 @@ from mistral.errors import EnvironmentProblem, Findings
 from pipeline.options import Command, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
+    from mistral.corpus import Plan as Corpus
     from pipeline.context import Context
     from pipeline.train import TrainOptions
     from slurm.submit import Job, Plan
@@ -91,9 +92,8 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
 
     flags = [f"--{name.replace('_', '-')}" for name in ("allow_drift", "steal_lease") if options.get(name)]
     choice = plans.Choice(options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), flags)
-    if "preprocess" in stages and not dry_run:
-        fetch_here(context)
-    planned = plans.make_plans(context, stages, choice)
+    corpus = fetch_here(context) if "preprocess" in stages and not dry_run else None
+    planned = plans.make_plans(context, stages, choice, corpus)
     if dry_run:
         click.echo(text_of(context, planned))
         return
@@ -117,13 +117,16 @@ def tell_results(context: "Context", stages: Sequence[str], seeds: Sequence[str]
         click.echo(json.dumps(rows, indent=2) if as_json else as_table(rows))
 
 
-def fetch_here(context: "Context") -> None:
-    """Fetch what comes from a network where the command is typed: nodes need none."""
+def fetch_here(context: "Context") -> "Corpus | None":
+    """Fetch what comes from a network where the command is typed, as nodes need none; the units, if any are missing."""
     from mistral.dataset import SEAL
     from pipeline.preprocess import fetch
 
     if any(context.manifest.find("preprocess", (name, SEAL)) is None for name in context.experiment.dataset_names()):
-        context.progress.say(fetch(context.experiment, context.workspace))
+        fetched = fetch(context.experiment, context.workspace)
+        context.progress.say(fetched.as_text())
+        return fetched.plan
+    return None
 
 
 def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:

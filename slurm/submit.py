@@ -125,11 +125,11 @@ def _attach(active: Sequence[submissions.Active]) -> list[Job]:
 def _finish(submission: Submission, number: str) -> None:
     """Give each task of a job its pickle, and the submission its number, where they are missing."""
     there = {path.name for path in submission.folder.iterdir()}
-    for index, task in enumerate(submission.tasks):
+    for index, task in enumerate(_tasks(submission)):
         path = JobPaths(submission.folder, submission.label(number, index)).submitted_pickle
         if path.name not in there:
             temporary = path.with_suffix(".tmp")
-            DelayedSubmission(_task(submission, task)).dump(temporary)
+            DelayedSubmission(task).dump(temporary)
             temporary.replace(path)
     submission.record(number)
 
@@ -160,7 +160,7 @@ def _launch(context: Context, submission: Submission, dependency: str) -> str:
     executor.update_parameters(**parameters(context, submission, dependency))
     try:
         with plain_environment():
-            jobs = executor.submit_array([_task(submission, number) for number in submission.tasks])
+            jobs = executor.submit_array(list(_tasks(submission)))
     except (FailedSubmissionError, RuntimeError) as error:
         raise EnvironmentProblem(
             f"{submission.stage}: found that Slurm refuses the job: {str(error).strip()}\n"
@@ -169,8 +169,9 @@ def _launch(context: Context, submission: Submission, dependency: str) -> str:
     return str(jobs[0].job_id).partition("_")[0]
 
 
-def _task(submission: Submission, number: int) -> Task:
-    return Task((*submission.arguments, "--task", str(number)))
+def _tasks(submission: Submission) -> Iterator[Task]:
+    arguments = submission.arguments
+    return (Task((*arguments, "--task", str(number))) for number in submission.tasks)
 
 
 @contextlib.contextmanager
