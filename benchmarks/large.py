@@ -188,7 +188,8 @@ def leave_jobs(large: Large, *, submissions: int = 200, tasks: int = 5000) -> No
 
 
 def _leave(jobs: Path, stage: str, number: int, units: list[tuple[int, str]], attempt: dict[str, Any]) -> None:
-    folder, job = jobs / stage / f"{number:06d}-{number:08x}", f"{STAGE_JOBS[stage] + number}"
+    job = f"{STAGE_JOBS[stage] + number}"
+    folder = jobs / stage / f"{number:06d}-{int(job):08x}"
     folder.mkdir(parents=True)
     tasks, names = zip(*units, strict=True)
     told = {"stage": stage, "experiment": "large", "tasks": tasks, "names": names, "flags": [], "planned": None}

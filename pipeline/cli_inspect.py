@@ -39,8 +39,8 @@ def take_status(experiment: "Experiment | None", workspace: "Workspace") -> "Sta
         return status(experiment, workspace)
     from slurm.history import look
 
-    runs = run_names(experiment, workspace)
-    return status(experiment, workspace, look(workspace, experiment and experiment.name, runs))
+    name, runs = experiment.name if experiment else None, run_names(experiment, workspace)
+    return status(experiment, workspace, look(workspace, name, runs))
 
 
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline verify quickstart --quick")

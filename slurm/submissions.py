@@ -148,8 +148,8 @@ def read(folder: Path) -> Submission | None:
         told = read_json(folder / "submission.json")
     except FileNotFoundError:
         return None
-    lists = (tuple(told[name]) for name in ("tasks", "names", "flags"))
-    return Submission(folder, told["stage"], told["experiment"], *lists, told.get("planned"))
+    tasks, names, flags = (tuple(told[name]) for name in ("tasks", "names", "flags"))
+    return Submission(folder, told["stage"], told["experiment"], tasks, names, flags, told.get("planned"))
 
 
 def recorded(

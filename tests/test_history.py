@@ -88,7 +88,7 @@ def test_no_more_than_the_newest_submissions_are_read(workspace, monkeypatch):
 
 def test_what_waits_and_runs_is_told_of_this_experiment_only(workspace, monkeypatch):
     comment = leave(workspace, 1, "12")
-    other = leave(workspace, 1, "13", names=("task 0 of 1",), stage="export", experiment="other")
+    other = leave(workspace, 2, "13", names=("task 0 of 1",), stage="export", experiment="other")
     jobs = [
         queue.Job("12_0", "PENDING", "Dependency", comment),
         queue.Job("12_1", "RUNNING", "None", comment),
