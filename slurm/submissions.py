@@ -5,7 +5,7 @@ workspace/jobs/<stage>/000007-3fa9c1d2/
   experiment.yaml   the resolved configs, which the tasks read: what is edited later changes no job that waits
   cluster.yaml
   job.json          after it: Slurm's number. Where it is missing, the job is found by its comment, the folder's name
-  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's
+  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's; the pickles of an array are links to one file
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """the missing tasks of stages -> submitit arrays, each in its dependency; or the text that sbatch would get.
 
-submitit writes and launches. An array's index finds its task in the submission's record: the tasks that are missing
-keep the numbers that they have in the stage.
+submitit writes and launches. An array's index finds its task in the numbers that are pickled for all of them: the tasks
+that are missing keep the numbers that they have in the stage.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ from submitit.slurm import slurm as submitit_slurm
 
 from mistral.config import ArrayStage, Cluster, TrainStage
 from mistral.errors import EnvironmentProblem
+from mistral.files import temporary_beside
 from pipeline.context import Context
 from slurm import queue, submissions
 from slurm.submissions import Submission
-from slurm.task import Task
+from slurm.task import Tasks
 
 # How a stage waits for the one before it: train for a whole dataset, export for whatever was trained.
 WAITS = {"preprocess": "", "train": "afterok", "export": "afterany"}
@@ -125,12 +126,14 @@ def _attach(active: Sequence[submissions.Active]) -> list[Job]:
 def _finish(submission: Submission, number: str) -> None:
     """Give each task of a job its pickle, and the submission its number, where they are missing."""
     there = {path.name for path in submission.folder.iterdir()}
-    for index, task in enumerate(_tasks(submission)):
-        path = JobPaths(submission.folder, submission.label(number, index)).submitted_pickle
-        if path.name not in there:
-            temporary = path.with_suffix(".tmp")
-            DelayedSubmission(task).dump(temporary)
-            temporary.replace(path)
+    pattern: str = JobPaths(submission.folder).submitted_pickle.name
+    names = [pattern.replace("%j", submission.label(number, index)) for index in range(len(submission.tasks))]
+    if missing := [name for name in names if name not in there]:
+        shared = temporary_beside(submission.folder / "tasks.pkl")
+        DelayedSubmission(Tasks(submission.arguments, submission.tasks)).dump(shared)
+        for name in missing:  # links, as thousands of files take their time and their share of a quota
+            (submission.folder / name).hardlink_to(shared)
+        shared.unlink()
     submission.record(number)
 
 
@@ -150,7 +153,7 @@ def _submit_arrays(
         submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
         dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
         number = _launch(context, submission, dependency)
-        submission.record(number)
+        _finish(submission, number)
         jobs.append(Job(plan.stage, number, submission.names, submission, found=False))
     return jobs
 
@@ -158,20 +161,17 @@ def _submit_arrays(
 def _launch(context: Context, submission: Submission, dependency: str) -> str:
     executor = submitit.SlurmExecutor(submission.folder)
     executor.update_parameters(**parameters(context, submission, dependency))
+    if len(submission.tasks) > 1:
+        executor.parameters["map_count"] = len(submission.tasks)
     try:
         with plain_environment():
-            jobs = executor.submit_array(list(_tasks(submission)))
+            job = executor._submit_command(executor._submitit_command_str)
     except (FailedSubmissionError, RuntimeError) as error:
         raise EnvironmentProblem(
             f"{submission.stage}: found that Slurm refuses the job: {str(error).strip()}\n"
             f"  check the cluster file {context.cluster.name}: partition, account, time and resources"
         ) from error
-    return str(jobs[0].job_id).partition("_")[0]
-
-
-def _tasks(submission: Submission) -> Iterator[Task]:
-    arguments = submission.arguments
-    return (Task((*arguments, "--task", str(number))) for number in submission.tasks)
+    return str(job.job_id)
 
 
 @contextlib.contextmanager

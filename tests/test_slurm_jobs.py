@@ -142,8 +142,8 @@ def test_an_array_is_cut_to_what_slurm_allows_and_its_parts_follow_each_other(
     assert f"Dependency=afterany:{jobs[0].number}" in second
     assert "ArrayTaskThrottle=1" in second
     path = jobs[1].submission.folder / f"{jobs[1].number}_1_submitted.pkl"
-    words = pickle.loads(path.read_bytes()).function.arguments
-    assert (words[0], words[-4:]) == ("preprocess", ("--tasks", "9", "--task", "5"))
+    tasks = pickle.loads(path.read_bytes()).function
+    assert (tasks.arguments[0], tasks.arguments[-2:], tasks.numbers) == ("preprocess", ("--tasks", "9"), (3, 5))
     assert sorted(task.task for task in follow.active(Workspace(tiny / "ws"), "tiny") or []) == [0, 2, 3, 5, 8]
     again = submit.submit(context, [plan])
     assert all(job.found for job in again)
