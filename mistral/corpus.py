@@ -136,8 +136,8 @@ def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Pla
         else:
             commits.append(None)
             for path, name, target in _files(experiment, source, split):
-                files[prefix + name] = SourceFile.at(path)
-                own = _file_pieces(path, prefix + name, target, source.document == "line", limit)
+                files[prefix + name] = file = SourceFile.at(path)
+                own = _file_pieces(file, prefix + name, target, source.document == "line", limit)
                 pieces.extend(replace(piece, source=number) for piece in own)
     return Plan(tuple(_units(pieces, limit)), files, tuple(commits))
 
@@ -210,13 +210,13 @@ def _glob(pattern: str, root: Path) -> Iterator[Path]:
         yield root / text
 
 
-def _file_pieces(path: Path, name: str, split: str, line_documents: bool, limit: int) -> Iterator[Piece]:
+def _file_pieces(file: SourceFile, name: str, split: str, line_documents: bool, limit: int) -> Iterator[Piece]:
+    path, size = file.path, file.bytes
     form = next((suffix for suffix in FORMATS if path.name.endswith(suffix)), None)
     if form is None:
         raise DataError(
             f"data.source: found {path}, expected a file that ends in {', '.join(FORMATS)}; narrow the glob"
         )
-    size = path.stat().st_size
     by_line = form in (".jsonl", ".json") or (line_documents and form in (".txt", ".md"))
     if form == ".parquet":
         yield from _parquet_pieces(path, name, split)
