@@ -1,7 +1,8 @@
 """one attempt of a task in a Slurm job -> its ranks, its owner, why it ended, and whether it is run again.
 
 workspace/jobs/attempts/<job>/0002.begin   attempt 2 (Slurm's restart count): what of its task was recorded by then
-workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file
+workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file; of the last attempt of a
+                                           crash loop, why the job is not run again
 
 Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
 script asks `again`, once its step has ended; attempts that make no progress are bounded either way.
