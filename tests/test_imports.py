@@ -77,6 +77,8 @@ IMPORTS = {
     "mistral.yamltext": "errors",
     "pipeline": "",
     "pipeline.cli": f"{ALL_OF_MISTRAL} pipeline.* slurm.*",
+    "pipeline.cli_inspect": f"{ALL_OF_MISTRAL} pipeline.options pipeline.reporter pipeline.status pipeline.verify "
+    "slurm.history",
     "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.options pipeline.preprocess "
     "pipeline.results pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
@@ -97,6 +99,7 @@ IMPORTS = {
     "slurm": "",
     "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.queue slurm.rendezvous slurm.submissions slurm.task",
     "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
+    "slurm.history": f"{ALL_OF_MISTRAL} pipeline.status slurm.queue slurm.submissions",
     "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
     "slurm.attempt slurm.submit",
     "slurm.queue": "errors",

@@ -1,7 +1,9 @@
 """What would be submitted: the tasks that are missing, by their numbers, and the very text that sbatch gets."""
 
 import os
+import pickle
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from mistral.workspace import Workspace
 from pipeline.cli import cli
 from pipeline.context import Context
 from slurm import follow, plans, queue, submit
+from slurm.task import Tasks
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
@@ -97,6 +100,18 @@ def test_a_log_is_followed_as_it_grows(tmp_path):
     with path.open("a") as file:
         file.write("two\n")
     assert next(lines) == "two"
+
+
+def test_an_index_of_an_array_becomes_the_task_that_was_missing(monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append(words[-4:]))
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: None)
+    tasks = pickle.loads(pickle.dumps(Tasks(("preprocess", "--tasks", "9"), (2, 5, 8))))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    tasks()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")  # a job that is no array has one task
+    tasks()
+    assert became == [["--tasks", "9", "--task", "5"], ["--tasks", "9", "--task", "2"]]
 
 
 def test_gpus_may_be_asked_for_by_kind(context):
