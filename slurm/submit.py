@@ -165,6 +165,7 @@ def _launch(context: Context, submission: Submission, dependency: str) -> str:
         executor.parameters["map_count"] = len(submission.tasks)
     try:
         with plain_environment():
+            # What submit_array does, but for its pickles: it writes one for each of thousands of tasks.
             job = executor._submit_command(executor._submitit_command_str)
     except (FailedSubmissionError, RuntimeError) as error:
         raise EnvironmentProblem(
