@@ -156,7 +156,7 @@ def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
     from slurm.history import newest_jobs, past_of
 
     lines = []
-    for plan in plans:
+    for plan in dict.fromkeys(plans):
         names = [name for _, name in plan.units]
         jobs = newest_jobs(context.workspace, context.experiment.name, plan.stage, names)
         for name in names[:SHOWN]:

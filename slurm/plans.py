@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mistral.corpus import Plan as Corpus
 from mistral.corpus import plan_units
 from mistral.dataset import SEAL, unit_names
+from mistral.deduplication import DUPLICATES
 from mistral.errors import ConfigError
 from pipeline import export
 from pipeline.context import Context
@@ -29,7 +30,8 @@ def make_plans(context: Context, stages: Sequence[str], choice: Choice, corpus: 
     """The missing tasks of some stages; the units of the corpus may be known already."""
     found = []
     if "preprocess" in stages:
-        found.append(preprocess_plan(context, choice, corpus))
+        plan = preprocess_plan(context, choice, corpus)
+        found += [plan] * passes_over(context)
     if "train" in stages:
         found.append(train_plan(context, choice))
     if "export" in stages:
@@ -55,6 +57,13 @@ def preprocess_plan(context: Context, choice: Choice, corpus: Corpus | None = No
         numbers = sorted({number for unit, number in owners if unit.name not in recorded} | {total - 1})
     names = tuple((number, f"task {number} of {total}") for number in numbers)
     return Plan("preprocess", names, ("--tasks", str(total)), planned)
+
+
+def passes_over(context: Context) -> int:
+    """How often the tasks of preprocess run: where duplicates are to be found, all have hashed before any packs."""
+    data = context.experiment.data
+    hashed = data.deduplicate == "none" or context.manifest.find("preprocess", (data.dataset_name(), DUPLICATES))
+    return 1 if hashed else 2
 
 
 def train_plan(context: Context, choice: Choice) -> Plan:

@@ -26,8 +26,9 @@ from slurm import queue, submissions
 from slurm.submissions import Submission
 from slurm.task import Tasks
 
-# How a stage waits for the one before it: train for a whole dataset, export for whatever was trained.
-WAITS = {"preprocess": "", "train": "afterok", "export": "afterany"}
+# How a plan waits for the one before it: preprocess for its own first pass, train for a whole dataset, export for
+# whatever was trained.
+WAITS = {"preprocess": "afterok", "train": "afterok", "export": "afterany"}
 SHOWN = 10  # names of tasks in a line
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
@@ -93,7 +94,7 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
             found, busy = _attach(there), {task.task for task in there}
             missing = [unit for unit in plan.units if unit[0] not in busy]
             new = _submit_arrays(context, plan, missing, before, longest)
-            jobs += found + new
+            jobs += [job for job in found + new if job not in jobs]  # both passes of preprocess find the same ones
             before = [job.number for job in found + new]
     return jobs
 
@@ -147,7 +148,7 @@ def _submit_arrays(
     """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
     size = longest() if units else 1
     jobs: list[Job] = []
-    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
+    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before else ""
     for start in range(0, len(units), size):
         some = units[start : start + size]
         submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
@@ -243,7 +244,7 @@ def dry_run(context: Context, plans: Sequence[Plan]) -> str:
     texts, before = [], ""
     for plan in plans:
         if plan.units:
-            dependency = f"{WAITS[plan.stage]}:{before}" if before and WAITS[plan.stage] else ""
+            dependency = f"{WAITS[plan.stage]}:{before}" if before else ""
             tasks = ", ".join(f"{number} = {name}" for number, name in plan.units)
             texts.append(f"# {plan.stage}: {tasks}\n{sbatch_text(context, plan, dependency)}")
             before = plan.stage.upper()

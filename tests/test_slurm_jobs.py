@@ -113,6 +113,13 @@ def test_a_second_call_attaches_and_finishes_what_a_crash_left_undone(cluster: D
     assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
 
 
+def test_where_duplicates_are_to_be_found_one_call_hashes_then_packs(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny)
+    output = call(tiny, "preprocess", "--wait", "--set", "data.deduplicate=exact", "--set", "data.unit_megabytes=1")
+    assert [line.split(":")[0] for line in output.splitlines()[:2]] == ["preprocess", "preprocess"]
+    assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
+
+
 def test_a_stage_waits_for_the_one_before_it_and_dies_with_it(cluster: DevCluster, tiny: Path):
     write_cluster(tiny, extra="{hold: true}")
     rows = {row["stage"]: row["job"] for row in json.loads(call(tiny, "run", "--json"))}

@@ -1,5 +1,6 @@
 """What would be submitted: the tasks that are missing, by their numbers, and the very text that sbatch gets."""
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -55,6 +56,18 @@ def test_seeds_that_are_complete_are_left_out_and_the_others_keep_their_numbers(
     assert plans.train_plan(context, plans.Choice()).units == ((1, RUNS[1]),)
     assert plans.train_plan(context, plans.Choice(seeds=["alias"])).units == ()
     assert plans.train_plan(context, plans.Choice(flags=["--allow-drift"])).flags == ("--allow-drift",)
+
+
+def test_all_tasks_hash_before_any_packs_where_duplicates_are_to_be_found(context, packed):
+    shutil.rmtree(context.workspace.root / "manifest")
+    experiment = load_experiment(str(packed / "tiny.yaml"), ("training.global_batch_size=16", "data.deduplicate=exact"))
+    context = dataclasses.replace(context, experiment=experiment)
+    hashing, packing, _ = plans.make_plans(context, ("preprocess", "train"), plans.Choice())
+    assert hashing == packing
+    text = submit.dry_run(context, [hashing, packing])
+    assert [line for line in text.splitlines() if "--dependency" in line] == ["#SBATCH --dependency=afterok:PREPROCESS"]
+    record(context, "preprocess", experiment.data.dataset_name(), "duplicates")
+    assert plans.make_plans(context, ("preprocess",), plans.Choice()) == [hashing]
 
 
 def test_a_sealed_dataset_needs_no_task_and_an_unsealed_one_needs_the_last(context):
