@@ -99,7 +99,7 @@ def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
     scheduled = set(experiment.scheduled_steps())
     there = {seed: found | scheduled if ahead else found for seed, found in recorded.items()}
     planned = export.plan_units(experiment, there, steps)
-    done = {seed: set(manifest.names("export", (experiment.run_name(seed),))) for seed in recorded}
+    done = {seed: export.exported_names(experiment, manifest, seed) for seed in recorded}
     left = [step in there[seed] and f"checkpoint-{step}" not in done[seed] for seed, step in planned]
     cuts = [len(planned) * number // total for number in range(total + 1)]
     numbers = [number for number in range(total) if any(left[cuts[number] : cuts[number + 1]])]
