@@ -1,6 +1,6 @@
 """What an exported revision costs, part by part, and how fast its tensors are written beside cp.
 
-Trains a model of GPT-2 small's size for a few steps on this machine, and exports each step, with step 0, three times:
+Records step 0 of a few seeds with a model of GPT-2 small's size, as training does, and exports each three times: with
 tensors linked, copied (link(2) is made to fail, as between two file systems), and rounded to bf16. Then cp and the
 exporter write the same tensors in turn. What is timed:
 
@@ -25,15 +25,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from checkpoints import timed, train_here
+import torch
+from checkpoints import timed
 
 from mistral import hub, tensorfiles
-from mistral.config import Experiment
+from mistral.config import Experiment, load_experiment
+from mistral.engine import Ranks
+from mistral.evaluation import probe_sequences
 from mistral.files import fsync_file, fsync_folder, sha256_of
 from mistral.manifest import Manifest
+from mistral.model import build_model, gpt2_config
 from mistral.progress import Silent
+from mistral.run import Run
+from mistral.training import open_checkpoints
 from mistral.workspace import Workspace
 from pipeline.export import export
+from pipeline.preprocess import preprocess
+from pipeline.train import TrainOptions, owned
 
 TIMED = (
     ("require_checkpoint", "checkpoint hashed"),
@@ -43,6 +51,30 @@ TIMED = (
     ("export_checkpoint", "all"),
 )
 WAYS = ("linked", "copied", "bf16")
+
+
+def record_step_0(model: str, seeds: int, seq_len: int, workspace: Workspace) -> Experiment:
+    """Record the initial weights of some seeds, with the probe that training would record."""
+    numbers = ", ".join(f"s{seed}: {seed}" for seed in range(seeds))
+    overrides = (f"model={{{model}}}", f"training.seq_len={seq_len}", f"seeds={{{numbers}}}")
+    experiment = load_experiment("quickstart", overrides)
+    preprocess(experiment, workspace, Silent())
+    manifest = Manifest(workspace)
+    dataset = manifest.get("preprocess", (experiment.data.dataset_name(), "dataset"), "")
+    config = gpt2_config(experiment.model, dataset.facts["vocabulary_size"], dataset.facts["end_of_text_id"])
+    for seed in experiment.seeds:
+        run = Run(experiment, seed, manifest, dataset, Ranks(), 1, torch.device("cpu"))
+        network = build_model(experiment.model, config, experiment.seeds[seed].init).eval()
+        sequences = probe_sequences(run.streams["validation"])
+        with torch.no_grad():
+            input_ids = torch.tensor(sequences)  # (4, seq_len) int64
+            loss = float(network(input_ids=input_ids, labels=input_ids).loss)
+        facts = {"step": 0, "tokens": 0, "probe": {"loss": loss, "sequences": sequences}}
+        tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        with owned(run, TrainOptions()) as ownership, open_checkpoints(run, ownership) as checkpoints:
+            checkpoints.save_weights(0, tensors, config.to_json_string(use_diff=False), facts)
+            checkpoints.wait()
+    return experiment
 
 
 @contextmanager
@@ -63,14 +95,14 @@ def without_links() -> Iterator[None]:
 
 
 def parts(experiment: Experiment, workspace: Workspace) -> tuple[dict[str, list[float]], float]:
-    """Export every step; returns the seconds of each part of each revision, and CPU seconds of a revision."""
+    """Export every run; returns the seconds of each part of each revision, and CPU seconds of a revision."""
     times: dict[str, list[float]] = defaultdict(list)
     functions = {function: getattr(hub, function) for function, _ in TIMED}
     for function, name in TIMED:
         setattr(hub, function, timed(times, name, functions[function]))
     start = time.process_time()
     try:
-        export(experiment, workspace, Silent(), seeds=["alias"])
+        export(experiment, workspace, Silent())
     finally:
         for function, original in functions.items():
             setattr(hub, function, original)
@@ -85,8 +117,8 @@ def all_parts(experiment: Experiment, workspace: Workspace) -> dict[str, tuple[d
     manifest, measured = Manifest(workspace), {}
     rounded = experiment.export.model_copy(update={"dtype": "bf16"})
     measured["linked"] = parts(experiment, workspace)
-    for name in manifest.names("export", (experiment.run_name("alias"),)):
-        hub.withdraw_export(manifest, manifest.get("export", (experiment.run_name("alias"), name), ""))
+    for seed in experiment.seeds:
+        hub.withdraw_export(manifest, manifest.get("export", (experiment.run_name(seed), "checkpoint-0"), ""))
     with without_links():
         measured["copied"] = parts(experiment, workspace)
     measured["bf16"] = parts(experiment.model_copy(update={"export": rounded}), workspace)
@@ -133,41 +165,41 @@ def rates(source: Path, folder: Path, rounds: int) -> dict[str, list[float]]:
 
 @click.command()
 @click.option("--model", default="n_layer: 12, n_head: 12, n_embd: 768, n_positions: 1024", help="Model section.")
-@click.option("--revisions", default=4, help="Steps that are trained and exported, step 0 among them.")
+@click.option("--seeds", default=3, help="How many runs have their step 0 exported.")
 @click.option("--seq-len", default=1024, help="Tokens of a sequence; the probe has four.")
 @click.option("--rounds", default=7, help="How often each contender writes.")
 @click.option("--markdown", is_flag=True, help="Print tables for docs/benchmarks.md.")
-def main(model: str, revisions: int, seq_len: int, rounds: int, markdown: bool) -> None:
+def main(model: str, seeds: int, seq_len: int, rounds: int, markdown: bool) -> None:
     """Measure what an export costs."""
     with tempfile.TemporaryDirectory(prefix="mistral-export-") as name:
         folder = Path(name)
-        experiment, workspace = train_here(model, revisions - 1, seq_len, 1, folder / "workspace")
-        measured = all_parts(experiment, workspace)
-        run, facts = experiment.run_name("alias"), []
-        for key in Manifest(workspace).names("export", (run,)):
-            facts.append(Manifest(workspace).get("export", (run, key), "").facts)
-        written = rates(workspace.weights(run, 0) / tensorfiles.MODEL, folder, rounds)
-    show(measured, written, markdown)
-    for fact in facts:
-        probe = fact["probe"]
-        moved = abs(probe["exported"] / probe["recorded"] - 1)
-        print(f"step {fact['step']}: rounding to bf16 changes the probe loss of {probe['recorded']:.4f} by {moved:.1e}")
+        workspace = Workspace(folder / "workspace")
+        experiment = record_step_0(model, seeds, seq_len, workspace)
+        show_parts(all_parts(experiment, workspace), markdown)
+        for run in map(experiment.run_name, experiment.seeds):
+            probe = Manifest(workspace).get("export", (run, "checkpoint-0"), "").facts["probe"]
+            moved = abs(probe["exported"] / probe["recorded"] - 1)
+            print(f"{run}: rounding to bf16 changes the probe loss of {probe['recorded']:.4f} by {moved:.1e} of it")
+        show_rates(rates(workspace.weights(run, 0) / tensorfiles.MODEL, folder, rounds), markdown)
 
 
-def show(
-    measured: dict[str, tuple[dict[str, list[float]], float]], written: dict[str, list[float]], markdown: bool
-) -> None:
-    """Print both tables: medians of seconds, and of MB/s beside cp."""
+def show_parts(measured: dict[str, tuple[dict[str, list[float]], float]], markdown: bool) -> None:
+    """Print the median seconds of each part of a revision."""
     line = "| {} | {} | {} | {} |" if markdown else "{:32} {:>9} {:>9} {:>9}"
     print(line.format("part of a revision, median s", *WAYS) + ("\n|-|-:|-:|-:|" if markdown else ""))
     for name in measured["linked"][0]:
         print(line.format(name, *(f"{statistics.median(measured[way][0][name]):.3f}" for way in WAYS)))
-    print(line.format("CPU seconds, all", *(f"{measured[way][1]:.2f}" for way in WAYS)))
-    print("\n" + line.format("tensors written, median MB/s", "exporter", "cp", "ratio") + ("\n|-|-:|-:|-:|" * markdown))
+    print(line.format("CPU seconds, all", *(f"{measured[way][1]:.2f}" for way in WAYS)), flush=True)
+
+
+def show_rates(written: dict[str, list[float]], markdown: bool) -> None:
+    """Print the median MB/s of the exporter beside that of cp, and the range of both."""
+    line = "| {} | {} | {} | {} |" if markdown else "{:32} {:>18} {:>18} {:>6}"
+    print(line.format("tensors written, MB/s", "exporter", "cp", "ratio") + ("\n|-|-:|-:|-:|" if markdown else ""))
     for ours, other in (("copied", "cp"), ("bf16", "cp of the bf16 file")):
-        own, peer = statistics.median(written[ours]), statistics.median(written[other])
-        print(line.format(ours, f"{own:.0f}", f"{peer:.0f}", f"{own / peer:.2f}"))
-    print()
+        own, peer = written[ours], written[other]
+        told = [f"{statistics.median(one):.0f} ({min(one):.0f} to {max(one):.0f})" for one in (own, peer)]
+        print(line.format(ours, *told, f"{statistics.median(own) / statistics.median(peer):.2f}"))
 
 
 if __name__ == "__main__":

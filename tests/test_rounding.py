@@ -11,6 +11,7 @@ from recorded import flip_a_bit
 from safetensors.torch import load_file, save_file
 from test_lineage import files_in, forge, problems, record
 
+from mistral import tensorfiles
 from mistral.config import load_experiment
 from mistral.errors import Findings
 from mistral.files import sha256_of
@@ -43,6 +44,16 @@ def test_the_tensors_are_those_of_the_checkpoint_rounded_bit_for_bit(rounded):
     for name, tensor in found.items():
         assert tensor.dtype == torch.bfloat16
         assert np.array_equal(tensor.view(torch.int16).numpy().view(np.uint16), nearest_bf16(exact[name])), name
+
+
+def test_the_file_is_the_one_that_safetensors_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorfiles, "BLOCK_BYTES", 1 << 17)
+    tensors = {"b": torch.randn(300, 500), "a": torch.randn(()), "empty": torch.zeros(0, 3), "c": torch.randn(1 << 16)}
+    save_file(tensors, tmp_path / "exact")
+    sha256 = tensorfiles.write_rounded(tmp_path / "exact", tmp_path / "rounded")
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "expected", {"format": "pt"})
+    assert (tmp_path / "rounded").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert sha256 == sha256_of(tmp_path / "rounded")
 
 
 def test_users_load_it_as_bf16_and_its_card_says_that_it_is_rounded(rounded):
