@@ -134,7 +134,8 @@ def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
         return
     if as_json:
         rows = [
-            {"stage": j.stage, "job": j.number, "tasks": j.names, "found": j.found, "folder": str(j.submission.folder)}
+            {"stage": j.stage, "job": j.number, "jobs": j.numbers, "tasks": j.names, "found": j.found}
+            | {"folder": str(j.submission.folder)}
             for j in jobs
         ]
         click.echo(json.dumps(rows, indent=2))

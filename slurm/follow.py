@@ -63,8 +63,8 @@ def why_ended(workspace: Workspace, submission: Submission, task: int) -> str:
     job = submission.job()
     if job is None or task not in submission.tasks:
         return ""
-    label = submission.label(job, submission.tasks.index(task))
-    ends = sorted((workspace.root / "jobs" / "attempts" / label).glob("*.end"))
+    name = submission.attempts_of(job, submission.tasks.index(task))
+    ends = sorted((workspace.root / "jobs" / "attempts" / name).glob("*.end"))
     return str(read_json(ends[-1])["reason"]) if ends else ""
 
 
@@ -75,14 +75,13 @@ def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, 
         ConfigError: no job of it was submitted from this workspace.
     """
     for submission in reversed([s for s in submissions.recorded(workspace, experiment) if s.stage == stage]):
-        job = submission.job()
         wanted = name or submission.names[0]
-        if job is not None and wanted in submission.names:
-            label = submission.label(job, submission.names.index(wanted))
-            path: Path = JobPaths(submission.folder, label, rank).stderr
-            if path.exists():
-                return path
-            raise EnvironmentProblem(f"{path}: found no such file yet; the job {label} may wait: see status")
+        if (jobs := submission.jobs()) and wanted in submission.names:
+            labels = [submission.label(job, submission.names.index(wanted)) for job in reversed(jobs)]
+            paths: list[Path] = [JobPaths(submission.folder, label, rank).stderr for label in labels]
+            if there := [path for path in paths if path.exists()]:
+                return there[0]
+            raise EnvironmentProblem(f"{paths[-1]}: found no such file yet; the job {labels[-1]} may wait: see status")
     raise ConfigError(
         f"{experiment}: found no job for {stage} {name or ''} in {workspace.root / 'jobs'}, expected one that was "
         "submitted from this workspace; see status"
