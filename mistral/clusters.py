@@ -37,6 +37,7 @@ class TrainStage(Section):
     signal_lead_seconds: Positive = 180  # covers a step, a save, and the 60 s by which Slurm's signals may be late
     array_width: Positive = 1
     max_attempts_without_progress: Positive = 3
+    chain_jobs: Positive = 4  # jobs of a run, one after another, where `requeue` is false
 
     def checks(self) -> tuple[Check, ...]:
         """There is time to train before the signal."""
@@ -89,12 +90,17 @@ class Cluster(Section):
     exclude: str | None = None
     gres: str | None = None  # GPUs of a node where they are asked for by kind: gpu:a100:8
     extra: Mapping[str, str | int | bool] = {}  # other sbatch options
+    requeue: bool = True  # whether the site lets a job be run again; else a run is a chain of jobs
     setup: tuple[str, ...] = ()  # shell lines before each task: modules, a virtual environment
     stages: Stages = Stages()
 
     def checks(self) -> tuple[Check, ...]:
         """`extra` is for what nothing else says."""
         return (self._said_elsewhere,)
+
+    def jobs_in_chain(self, stage: str) -> int:
+        """How many jobs do one task of a stage, one after another: 1 where a job can be run again."""
+        return self.stages.train.chain_jobs if stage == "train" and not self.requeue else 1
 
     def _said_elsewhere(self) -> str | None:
         taken = [name for name in self.extra if name.lstrip("-").replace("_", "-") in OWN_OPTIONS]

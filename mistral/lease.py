@@ -90,9 +90,12 @@ def _still_owns(former: Owner, new: Owner, is_alive: Callable[[Owner], bool | No
 
 
 def superseded_by(former: Owner, new: Owner) -> bool:
-    """Whether `new` is the same Slurm job with a higher restart count, which ended the former attempt."""
-    same_job = former.get("kind") == new.get("kind") == "slurm" and former.get("job") == new.get("job")
-    return same_job and int(new["restart"]) > int(former["restart"])
+    """Whether `new` is a later start of the same Slurm job, or a later job of the same chain: the former has ended."""
+    if not former.get("kind") == new.get("kind") == "slurm":
+        return False
+    if former.get("job") == new.get("job"):
+        return int(new["restart"]) > int(former["restart"])
+    return new.get("chain") is not None and former.get("chain") == new["chain"] and new["link"] > former["link"]
 
 
 def describe(owner: Owner) -> str:

@@ -135,7 +135,8 @@ def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
         return
     if as_json:
         rows = [
-            {"stage": j.stage, "job": j.number, "tasks": j.names, "found": j.found, "folder": str(j.submission.folder)}
+            {"stage": j.stage, "job": j.number, "jobs": j.numbers, "tasks": j.names, "found": j.found}
+            | {"folder": str(j.submission.folder)}
             for j in jobs
         ]
         click.echo(json.dumps(rows, indent=2))
@@ -160,7 +161,7 @@ def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
         names = [name for _, name in plan.units]
         jobs = newest_jobs(context.workspace, context.experiment.name, plan.stage, names)
         for name in names[:SHOWN]:
-            reason = past_of(context.workspace, jobs[name]).reason if name in jobs else ""
+            reason = past_of(context.workspace, *jobs[name]).reason if name in jobs else ""
             lines.append(f"  {plan.stage} {name}: {reason or 'no reason was left; look at the log'}")
         if len(names) > SHOWN:
             lines.append(f"  {plan.stage}: {len(names) - SHOWN} more")

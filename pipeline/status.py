@@ -57,7 +57,8 @@ class Jobs:
 
     def of(self, run: str) -> Job | None:
         """The job that trains a run, or waits to."""
-        return next((job for job in self.queue or () if job.stage == "train" and job.name == run), None)
+        jobs = [job for job in self.queue or () if job.stage == "train" and job.name == run]
+        return max(jobs, key=lambda job: job.state == "running", default=None)  # of a chain one runs and others wait
 
     def is_alive(self, owner: Owner) -> bool | None:
         """Whether the owner of a run works, by what Slurm said; None if that cannot be known."""

@@ -5,7 +5,9 @@ workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the
                                            crash loop, why the job is not run again
 
 Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
-script asks `again`, once its step has ended; attempts that make no progress are bounded either way.
+script asks `again`, once its step has ended; attempts that make no progress are bounded either way. The jobs of a chain
+are attempts of one task: their folder is that of the chain, attempt 2 is its third job, and whoever finds that nothing
+is left to do, or only for people, takes the rest of the chain out of the queue.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 from pipeline import local
 from slurm import queue, rendezvous, task
+from slurm.chain import Link
 from slurm.submissions import jobs_folder
 
 Facts = dict[str, Any]
@@ -59,13 +62,17 @@ class Attempt:
 
     folder: Path
     job: str
-    restart: int
+    restart: int  # or the number of the link in a chain
+    link: Link | None = None
 
     @classmethod
     def here(cls, workspace: Workspace) -> "Attempt | None":
         """The attempt that this process belongs to; None outside of Slurm."""
-        job = job_label()
-        return None if job is None else cls(jobs_folder(workspace, "attempts") / job, job, restart_count())
+        job, link = job_label(), Link.here()
+        if job is None:
+            return None
+        name, number = (job, restart_count()) if link is None else (link.chain, link.number)
+        return cls(jobs_folder(workspace, "attempts") / name, job, number, link)
 
     def path(self, kind: str, restart: int | None = None) -> Path:
         """`0002.begin` or `0002.end`."""
@@ -96,24 +103,21 @@ class Attempt:
         """How many attempts before this one, in a row, began with as much recorded as now."""
         count = 0
         for restart in reversed(range(self.restart)):
-            if _read(self.path("begin", restart)).get("progress") not in (progress, None):
+            begun = _read(self.path("begin", restart))
+            if begun.get("progress") not in (progress, None):
                 break
-            count += 1
+            count += bool(begun) or self.link is None  # a link that was cancelled as it waited was no attempt
         return count
 
-    def refuse_futile(self, manifest: Manifest) -> None:
-        """End a job whose last attempts, this one among them, made no progress.
-
-        Raises:
-            Findings: there were too many of them.
-        """
+    def futile(self, manifest: Manifest) -> Findings | None:
+        """Why a task ends whose last attempts, this one among them, made no progress; None if they were few enough."""
         begun = _read(self.path("begin"))  # empty if the attempt did not come so far
         goal = Goal(begun.get("stage", ""), begun.get("keys", ()), begun.get("attempts", ATTEMPTS))
         progress = goal.progress(manifest)
         if begun.get("progress") not in (progress, None):
-            return
-        if (futile := self.without_progress(begun.get("progress", progress)) + 1) >= goal.attempts:
-            raise self.given_up(futile)
+            return None
+        futile = self.without_progress(begun.get("progress", progress)) + 1
+        return self.given_up(futile) if futile >= goal.attempts else None
 
     def given_up(self, futile: int) -> Findings:
         """Why the task is not run again."""
@@ -178,46 +182,69 @@ def refuse_other_size(goal: Goal) -> None:
 
 
 def again(workspace: Workspace, code: int) -> None:
-    """Called by the batch script when its step has ended with an exit code: run the job again, or end it.
+    """Called by the batch script when its step has ended with an exit code: run the task again, or end it.
 
     Raises:
-        MistralError: the reason why the job is not run again.
+        MistralError: the reason why the task is not run again.
         Stopped: it is run again, or a signal asked it to leave.
     """
     this = Attempt.here(workspace)
     if this is None:
         return
     rendezvous.leave(os.environ, this.folder)
-    if code == 0:
-        return
+    outcome = None if code == 0 else _outcome(this, Manifest(workspace), code)
+    if this.link is not None and not isinstance(outcome, Stopped):
+        queue.cancel_waiting(os.environ["SLURM_JOB_NAME"])
+    if outcome is not None:
+        raise outcome
+
+
+def _outcome(this: Attempt, manifest: Manifest, code: int) -> MistralError:
+    """What comes after an attempt that failed: what people must mend, or Stopped, which says how it goes on."""
     killed: Facts = {"code": None, "reason": f"its step ended with exit code {code}", "signals": []}
     publish_bytes(this.path("end"), canonical_json(killed))  # which changes nothing if there is a reason already
     end, reason = _read(this.path("end")), f"Slurm job {this.job}: {_read(this.path('end'))['reason']}"
     if end["code"] not in (None, Stopped.exit_code):
-        raise (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
+        return (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
+    if this.link is None and _was_asked_to_leave(this.job, end, code):
+        return Stopped(f"{reason}\n  it is left as it is")
+    if over := this.futile(manifest):
+        verdict = {**end, "code": over.exit_code, "reason": f"Findings: {over}"}
+        write_bytes(this.path("end"), canonical_json(verdict))
+        return over
+    return Stopped(f"{reason}\n  {_go_on(this)}")
+
+
+def _was_asked_to_leave(job: str, end: Facts, code: int) -> bool:
+    """Whether a job was cancelled, or Slurm itself runs it again."""
     # When a rank dies srun sends SIGTERM to the others; only ranks that all left in order were asked to leave.
     asked = code == Stopped.exit_code and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
     # Slurm requeues a preempted job that it has to kill, but not one that leaves within its time of grace.
-    left = asked and not queue.is_preempted(this.job)
-    if left or queue.states_of(this.job) not in (None, ["RUNNING"]):
-        raise Stopped(f"{reason}\n  it is left as it is")
-    try:
-        this.refuse_futile(Manifest(workspace))
-    except Findings as error:
-        over = {**end, "code": error.exit_code, "reason": f"Findings: {error}"}
-        write_bytes(this.path("end"), canonical_json(over))
-        raise
+    left = asked and not queue.is_preempted(job)
+    return left or queue.states_of(job) not in (None, ["RUNNING"])
+
+
+def _go_on(this: Attempt) -> str:
+    """Have the task run again; returns how. A chain needs no more than to end: Slurm then begins its next job."""
+    if this.link is not None:
+        last = "it was the last job of its chain; run the same command to go on"
+        return last if this.link.is_last() else "the next job of its chain goes on"
     objection = queue.requeue(this.job)
-    raise Stopped(f"{reason}\n  {f'it cannot be requeued: {objection}' if objection else 'it waits to run again'}")
+    return (
+        f"it cannot be requeued: {objection}; run the same command to go on" if objection else "it waits to run again"
+    )
 
 
 # --- who owns a run ---------------------------------------------------------------------------------------------
 
 
 def owner() -> Facts:
-    """This process as a lease names it: a Slurm job with its restart count, or a process of this machine."""
-    process, job = local.process_owner(), job_label()
-    return process if job is None else {**process, "kind": "slurm", "job": job, "restart": restart_count()}
+    """This process as a lease names it: a Slurm job with its restart count and chain, or a process of this machine."""
+    process, job, link = local.process_owner(), job_label(), Link.here()
+    if job is None:
+        return process
+    chain = {} if link is None else {"chain": link.chain, "link": link.number}
+    return {**process, "kind": "slurm", "job": job, "restart": restart_count(), **chain}
 
 
 def owner_is_alive(former: Facts) -> bool | None:

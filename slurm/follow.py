@@ -48,12 +48,13 @@ def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, 
         ConfigError: no job of it was submitted from this workspace.
     """
     for submission in submissions.recorded(workspace, experiment, stage):
-        label = submission.label_of(name or submission.names[0])
-        if label is not None:
-            path: Path = JobPaths(submission.folder, label, rank).stderr
-            if path.exists():
-                return path
-            raise EnvironmentProblem(f"{path}: found no such file yet; the job {label} may wait: see status")
+        wanted = name or submission.names[0]
+        if (jobs := submission.jobs()) and wanted in submission.names:
+            labels = [submission.label(job, submission.names.index(wanted)) for job in reversed(jobs)]
+            paths: list[Path] = [JobPaths(submission.folder, label, rank).stderr for label in labels]
+            if there := [path for path in paths if path.exists()]:
+                return there[0]
+            raise EnvironmentProblem(f"{paths[-1]}: found no such file yet; the job {labels[-1]} may wait: see status")
     raise ConfigError(
         f"{experiment}: found no job for {stage} {name or ''} in {workspace.root / 'jobs'}, expected one that was "
         "submitted from this workspace; see status"

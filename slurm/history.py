@@ -29,9 +29,11 @@ def look(workspace: Workspace, experiment: str | None, runs: Collection[str]) ->
     """
     known = queue.my_jobs()
     active = [] if known is None else submissions.active(workspace, experiment, known)
-    labels = newest_jobs(workspace, experiment, "train", runs)
-    labels |= {task.name: task.job.label for task in active if task.submission.stage == "train"}
-    past = {run: past_of(workspace, labels[run]) for run in runs if run in labels}
+    newest = newest_jobs(workspace, experiment, "train", runs)
+    for task in sorted(active, key=lambda task: task.job.state == "RUNNING"):  # of a chain one runs and others wait
+        if task.submission.stage == "train":
+            newest[task.name] = task.job.label, task.submission.attempts_of(task.job.label)
+    past = {run: past_of(workspace, *newest[run]) for run in runs if run in newest}
     planned = _planned_units(workspace, experiment) if experiment else None
     if known is None:
         return Jobs(None, None, past, planned)
@@ -44,21 +46,34 @@ def row(task: Active) -> Job:
     return Job(task.submission.stage, task.name, task.job.label, task.job.state.lower(), task.job.reason)
 
 
-def newest_jobs(workspace: Workspace, experiment: str | None, stage: str, names: Collection[str]) -> dict[str, str]:
-    """The newest job of each task of these names, as Slurm's commands call it; of those that were submitted lately."""
-    found: dict[str, str] = {}
+def newest_jobs(
+    workspace: Workspace, experiment: str | None, stage: str, names: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """The newest job of each task of these names, of those that were submitted lately.
+
+    Returns:
+        by name, the job as Slurm's commands call it, and the name of its folder of attempts.
+    """
+    found: dict[str, tuple[str, str]] = {}
     for submission in submissions.recorded(workspace, experiment, stage, LOOK_BACK):
-        if (job := submission.job()) is not None:
+        if jobs := submission.jobs():
             for index, name in enumerate(submission.names):
-                found.setdefault(name, submission.label(job, index))
+                label = submission.label(jobs[-1], index)
+                found.setdefault(name, (label, submission.attempts_of(label)))
         if found.keys() >= set(names):
             break
     return found
 
 
-def past_of(workspace: Workspace, label: str) -> Past:
-    """How often a job was started, and why its last attempt ended; lists one folder and reads at most one file."""
-    folder = workspace.root / "jobs" / "attempts" / label
+def past_of(workspace: Workspace, label: str, attempts: str) -> Past:
+    """How often a job was started, and why its last attempt ended; lists one folder and reads at most one file.
+
+    Args:
+        workspace: from which it was submitted.
+        label: the job as Slurm's commands call it.
+        attempts: the name of its folder of attempts, which is that of its chain where it has one.
+    """
+    folder = workspace.root / "jobs" / "attempts" / attempts
     try:
         files = {path.name: int(match[1]) for path in folder.iterdir() if (match := ATTEMPT.match(path.name))}
     except FileNotFoundError:

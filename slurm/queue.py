@@ -84,6 +84,11 @@ def cancel(labels: Sequence[str]) -> None:
         raise EnvironmentProblem(f"found that jobs cannot be cancelled ({reason}); try: scancel {' '.join(labels)}")
 
 
+def cancel_waiting(name: str) -> None:
+    """Take the waiting jobs of a name out of the queue, as far as Slurm answers: they would find nothing to do."""
+    ask("scancel", "--state=PENDING", f"--name={name}")
+
+
 def max_array_size() -> int:
     """Above all indices of an array; Slurm's default where it does not answer."""
     answer = ask("scontrol", "show", "config")

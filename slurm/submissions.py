@@ -4,7 +4,7 @@ workspace/jobs/<stage>/000007-3fa9c1d2/
   submission.json   before sbatch: experiment, tasks in the order of the array's indices, what each task is called
   experiment.yaml   the resolved configs, which the tasks read: what is edited later changes no job that waits
   cluster.yaml
-  job.json          after it: Slurm's number. Where it is missing, the job is found by its comment, the folder's name
+  job.json          after it: Slurm's number, or several of a chain. Without it a job is found by its comment, this name
   *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's; the pickles of an array are links to one file
 """
 
@@ -29,7 +29,7 @@ STAGES = ("preprocess", "train", "export")
 
 @dataclass(frozen=True)
 class Submission:
-    """One array, or the only job of a stage with one task."""
+    """One array, the only job of a stage with one task, or a chain of jobs that do one task."""
 
     folder: Path
     stage: str
@@ -38,6 +38,7 @@ class Submission:
     names: tuple[str, ...]  # what each is called: a run, or `task 3 of 8`
     flags: tuple[str, ...]  # of the command line, besides the configs, the workspace and the number
     planned: int | None = None  # units of the stage in all, recorded or not
+    links: int = 1  # how many jobs do its task one after another; with more than one there is one task
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -52,11 +53,16 @@ class Submission:
         return self.folder.name
 
     def job(self) -> str | None:
-        """Slurm's number, if sbatch was seen to answer."""
+        """Slurm's number, of a chain the first, if sbatch was seen to answer."""
+        return next(iter(self.jobs()), None)
+
+    def jobs(self) -> list[str]:
+        """Slurm's numbers in the order of a chain; empty if sbatch was not seen to answer."""
         try:
-            return str(read_json(self.folder / "job.json")["job"])
+            told = read_json(self.folder / "job.json")
         except FileNotFoundError:
-            return None
+            return []
+        return [str(told["job"]), *told.get("next", [])]
 
     def label(self, job: str, index: int) -> str:
         """`12_3`, or `12` of a job that is no array."""
@@ -66,14 +72,14 @@ class Submission:
         """The index in the array of the job `12_3`."""
         return int(label.partition("_")[2] or 0)
 
-    def label_of(self, name: str) -> str | None:
-        """The job of the task of that name, as Slurm's commands call it; None if it is not known."""
-        job = self.job() if name in self.names else None
-        return None if job is None else self.label(job, self.names.index(name))
+    def attempts_of(self, label: str) -> str:
+        """The folder in jobs/attempts of a job: its own, or that of its chain."""
+        return label if self.links == 1 else self.comment
 
-    def record(self, job: str) -> None:
-        """Write down the number that sbatch gave."""
-        publish_bytes(self.folder / "job.json", canonical_json({"job": job}))
+    def record(self, jobs: Sequence[str]) -> None:
+        """Write down the numbers that sbatch gave."""
+        more = {"next": list(jobs[1:])} if len(jobs) > 1 else {}
+        publish_bytes(self.folder / "job.json", canonical_json({"job": jobs[0], **more}))
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def create(
     folder = parent / f"{number:06d}-{secrets.token_hex(4)}"
     folder.mkdir(mode=PRIVATE)
     tasks, names = zip(*units, strict=True)
-    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags), planned)
+    links = context.cluster.jobs_in_chain(stage)
+    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags), planned, links)
     write_bytes(folder / "experiment.yaml", to_yaml(context.experiment).encode())
     write_bytes(folder / "cluster.yaml", to_yaml(context.cluster).encode())
     told = {name: value for name, value in asdict(submission).items() if name != "folder"}
@@ -149,7 +156,8 @@ def read(folder: Path) -> Submission | None:
     except FileNotFoundError:
         return None
     tasks, names, flags = (tuple(told[name]) for name in ("tasks", "names", "flags"))
-    return Submission(folder, told["stage"], told["experiment"], tasks, names, flags, told.get("planned"))
+    more = (told.get("planned"), told.get("links", 1))
+    return Submission(folder, told["stage"], told["experiment"], tasks, names, flags, *more)
 
 
 def recorded(

@@ -1,7 +1,7 @@
 """the missing tasks of stages -> submitit arrays, each in its dependency; or the text that sbatch would get.
 
 submitit writes and launches. An array's index finds its task in the numbers that are pickled for all of them: the tasks
-that are missing keep the numbers that they have in the stage.
+that are missing keep the numbers that they have in the stage. Where the site forbids requeue, a run is a chain of jobs.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from mistral.errors import EnvironmentProblem
 from mistral.files import temporary_beside
 from pipeline.context import Context
 from slurm import queue, submissions
+from slurm.chain import VARIABLE, Link
 from slurm.submissions import Submission
 from slurm.task import Tasks
 
@@ -45,21 +46,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that works on a stage: one that was there, or one that was submitted now."""
+    """A job, or a chain, that works on a stage: one that was there, or one that was submitted now."""
 
     stage: str
-    number: str
+    numbers: tuple[str, ...]  # several of a chain
     names: tuple[str, ...]
     submission: Submission
     found: bool
 
+    @property
+    def number(self) -> str:
+        """The first."""
+        return self.numbers[0]
+
     def line(self) -> str:
         """For people."""
         what = "found" if self.found else "submitted"
+        which = f"job {self.number}" if len(self.numbers) == 1 else f"jobs {' -> '.join(self.numbers)}"
         names = ", ".join(self.names)
         if len(self.names) > SHOWN:
             names = f"{len(self.names)} tasks: {self.names[0]} ... {self.names[-1]}"
-        return f"{self.stage}: {what} job {self.number} ({names}), logs in {self.submission.folder}"
+        return f"{self.stage}: {what} {which} ({names}), logs in {self.submission.folder}"
 
 
 def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
@@ -93,9 +100,13 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
             _refuse_other_cut(plan, there)
             found, busy = _attach(there), {task.task for task in there}
             missing = [unit for unit in plan.units if unit[0] not in busy]
-            new = _submit_arrays(context, plan, missing, before, longest)
+            chains = context.cluster.jobs_in_chain(plan.stage) > 1
+            if chains:
+                new = _submit_chains(context, plan, missing, before)
+            else:
+                new = _submit_arrays(context, plan, missing, before, longest)
             jobs += [job for job in found + new if job not in jobs]  # both passes of preprocess find the same ones
-            before = [job.number for job in found + new]
+            before = _numbers(found + new)
     return jobs
 
 
@@ -118,24 +129,29 @@ def _attach(active: Sequence[submissions.Active]) -> list[Job]:
     found = []
     for submission, group in itertools.groupby(active, key=lambda task: task.submission):
         tasks = list(group)
-        number = tasks[0].job.label.partition("_")[0]
-        _finish(submission, number)
-        found.append(Job(submission.stage, number, tuple(task.name for task in tasks), submission, found=True))
+        numbers = tuple(sorted({task.job.label.partition("_")[0] for task in tasks}, key=int))
+        _finish(submission, numbers)
+        names = tuple(dict.fromkeys(task.name for task in tasks))
+        found.append(Job(submission.stage, numbers, names, submission, found=True))
     return found
 
 
-def _finish(submission: Submission, number: str) -> None:
-    """Give each task of a job its pickle, and the submission its number, where they are missing."""
+def _finish(submission: Submission, numbers: Sequence[str]) -> None:
+    """Give each task of each job its pickle, and the submission its jobs' numbers, where they are missing."""
     there = {path.name for path in submission.folder.iterdir()}
     pattern: str = JobPaths(submission.folder).submitted_pickle.name
-    names = [pattern.replace("%j", submission.label(number, index)) for index in range(len(submission.tasks))]
-    if missing := [name for name in names if name not in there]:
+    labels = [submission.label(number, index) for number in numbers for index in range(len(submission.tasks))]
+    if missing := [name for name in (pattern.replace("%j", label) for label in labels) if name not in there]:
         shared = temporary_beside(submission.folder / "tasks.pkl")
         DelayedSubmission(Tasks(submission.arguments, submission.tasks)).dump(shared)
         for name in missing:  # links, as thousands of files take their time and their share of a quota
             (submission.folder / name).hardlink_to(shared)
         shared.unlink()
-    submission.record(number)
+    submission.record(numbers)
+
+
+def _numbers(jobs: Sequence[Job]) -> list[str]:
+    return [number for job in jobs for number in job.numbers]
 
 
 def _submit_arrays(
@@ -148,20 +164,37 @@ def _submit_arrays(
     """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
     size = longest() if units else 1
     jobs: list[Job] = []
-    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before else ""
     for start in range(0, len(units), size):
         some = units[start : start + size]
         submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
-        dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
-        number = _launch(context, submission, dependency)
-        _finish(submission, number)
-        jobs.append(Job(plan.stage, number, submission.names, submission, found=False))
+        waits = [waits_for(WAITS[plan.stage], before), waits_for("afterany", _numbers(jobs[-1:]))]
+        numbers = (_launch(context, submission, waits),)
+        _finish(submission, numbers)
+        jobs.append(Job(plan.stage, numbers, submission.names, submission, found=False))
     return jobs
 
 
-def _launch(context: Context, submission: Submission, dependency: str) -> str:
+def _submit_chains(context: Context, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> list[Job]:
+    """A chain for each task; each waits for the one `array_width` places before it, so that no more run at a time."""
+    width, chains = context.cluster.stages.train.array_width, list[Job]()
+    for place, unit in enumerate(units):
+        submission = submissions.create(context, plan.stage, [unit], plan.flags)
+        ahead = _numbers(chains[place - width : place - width + 1]) if place >= width else []
+        waits = [waits_for(WAITS[plan.stage], before), waits_for("afterany", ahead), "singleton"]
+        numbers = tuple(_launch(context, submission, waits, link) for link in range(submission.links))
+        _finish(submission, numbers)
+        chains.append(Job(plan.stage, numbers, submission.names, submission, found=False))
+    return chains
+
+
+def waits_for(kind: str, jobs: Sequence[str]) -> str:
+    """`afterok:12:13`; empty where there is nothing to wait for."""
+    return f"{kind}:{':'.join(jobs)}" if jobs else ""
+
+
+def _launch(context: Context, submission: Submission, waits: Sequence[str], link: int = 0) -> str:
     executor = submitit.SlurmExecutor(submission.folder)
-    executor.update_parameters(**parameters(context, submission, dependency))
+    executor.update_parameters(**parameters(context, submission, waits, link))
     if len(submission.tasks) > 1:
         executor.parameters["map_count"] = len(submission.tasks)
     try:
@@ -179,7 +212,7 @@ def _launch(context: Context, submission: Submission, dependency: str) -> str:
 @contextlib.contextmanager
 def plain_environment() -> Iterator[None]:
     """sbatch hands the environment on to the job, and keeps it: without tokens, and without another job's numbers."""
-    foreign = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    foreign = [name for name in os.environ if name.startswith(("SLURM_", VARIABLE)) and name != "SLURM_CONF"]
     kept = {name: os.environ.pop(name) for name in (*SECRETS, *foreign) if name in os.environ}
     try:
         yield
@@ -187,23 +220,34 @@ def plain_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def parameters(context: Context, submission: Submission, dependency: str) -> dict[str, Any]:
-    """What submitit makes the sbatch script from."""
+def parameters(context: Context, submission: Submission, waits: Sequence[str], link: int = 0) -> dict[str, Any]:
+    """What submitit makes the sbatch script from.
+
+    Args:
+        context: the cluster and the workspace.
+        submission: what is submitted.
+        waits: the dependencies of the job; empty ones do not count.
+        link: which job of a chain it is.
+    """
     cluster, stages = context.cluster, context.cluster.stages
     resources: ArrayStage | TrainStage = getattr(stages, submission.stage)
-    more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.extra}
+    requeue = "requeue" if cluster.requeue else "no-requeue"
+    more: dict[str, Any] = {requeue: True, "kill-on-invalid-dep": "yes", **cluster.extra}
+    name, chain = f"mistral-{submission.stage}-{submission.experiment}", list[str]()
+    if submission.links > 1:
+        name, chain = f"{name}-{submission.comment}", [Link(submission.comment, link, submission.links).shell_line()]
     again = [sys.executable, "-m", "pipeline.cli", "again", "--workspace", str(context.workspace.root)]
     found = {
-        "job_name": f"mistral-{submission.stage}-{submission.experiment}",
+        "job_name": name,
         "comment": submission.comment,
         "time": resources.minutes,
         "mem": f"{resources.memory_gigabytes}GB",
         "signal_delay_s": resources.signal_lead_seconds,
         "array_parallelism": resources.array_width,
-        "dependency": dependency or None,
+        "dependency": ",".join(filter(None, waits)) or None,
         **{name: getattr(cluster, name) for name in ("account", "partition", "qos", "constraint", "exclude")},
         **_size(resources, cluster),
-        "setup": list(cluster.setup),
+        "setup": [*cluster.setup, *chain],
         "teardown": [f'{shlex.join(again)} --code "$?"'],
         "additional_parameters": more,
     }
@@ -225,16 +269,17 @@ def _size(resources: ArrayStage | TrainStage, cluster: Cluster) -> dict[str, Any
     return size
 
 
-def sbatch_text(context: Context, plan: Plan, dependency: str) -> str:
-    """The script of a plan's first array, as it would be submitted."""
-    units = plan.units[: queue.max_array_size()]
+def sbatch_text(context: Context, plan: Plan, waits: Sequence[str]) -> str:
+    """The script of a plan's first array, or of the first job of its first chain, as it would be submitted."""
+    links = context.cluster.jobs_in_chain(plan.stage)
+    units = plan.units[: queue.max_array_size() if links == 1 else 1]
     tasks, names = zip(*units, strict=True)
     folder = context.workspace.root / "jobs" / plan.stage / "NUMBER"
-    submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.flags)
+    submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.flags, links=links)
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     text: str = submitit_slurm._make_sbatch_string(
         command=command, folder=folder, map_count=len(units) if len(units) > 1 else None,
-        **parameters(context, submission, dependency),
+        **parameters(context, submission, waits),
     )  # fmt: skip
     return text
 
@@ -244,8 +289,10 @@ def dry_run(context: Context, plans: Sequence[Plan]) -> str:
     texts, before = [], ""
     for plan in plans:
         if plan.units:
-            dependency = f"{WAITS[plan.stage]}:{before}" if before else ""
+            links = context.cluster.jobs_in_chain(plan.stage)
+            waits = [waits_for(WAITS[plan.stage], [before] if before else []), "singleton" if links > 1 else ""]
             tasks = ", ".join(f"{number} = {name}" for number, name in plan.units)
-            texts.append(f"# {plan.stage}: {tasks}\n{sbatch_text(context, plan, dependency)}")
+            chains = f"# {links} jobs for each, one after another; the first of them:\n" if links > 1 else ""
+            texts.append(f"# {plan.stage}: {tasks}\n{chains}{sbatch_text(context, plan, waits)}")
             before = plan.stage.upper()
     return "\n".join(texts)

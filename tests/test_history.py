@@ -37,25 +37,41 @@ def attempt(workspace: Workspace, label: str, *names: str, **end) -> None:
         (folder / name).write_text(json.dumps(end))
 
 
+def test_the_jobs_of_a_chain_are_one_story_told_of_the_one_that_runs(workspace, monkeypatch):
+    comment = leave(workspace, 1, "12", names=RUNS[:1])
+    told = json.loads((workspace.root / "jobs/train" / comment / "submission.json").read_text())
+    (workspace.root / "jobs/train" / comment / "submission.json").write_text(json.dumps(told | {"links": 3}))
+    (workspace.root / "jobs/train" / comment / "job.json").write_text(json.dumps({"job": "12", "next": ["13", "14"]}))
+    attempt(workspace, comment, "0000.begin", "0000.end", reason="first", code=75)
+    attempt(workspace, comment, "0001.begin")
+    states = {"14": "PENDING", "13": "RUNNING"}
+    monkeypatch.setattr(queue, "my_jobs", lambda: [queue.Job(job, state, "", comment) for job, state in states.items()])
+    jobs = look(workspace, "tiny", RUNS[:1])
+    assert jobs.past == {RUNS[0]: Past("13", 2, None, "")}
+    assert jobs.of(RUNS[0]).job == "13"
+    monkeypatch.setattr(queue, "my_jobs", list)
+    assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].attempts == 2
+
+
 def test_a_job_that_never_started_has_no_attempts(workspace):
-    assert past_of(workspace, "12_0") == Past("12_0", 0, None, "")
+    assert past_of(workspace, "12_0", "12_0") == Past("12_0", 0, None, "")
 
 
 def test_the_last_attempt_says_why_it_ended(workspace):
     attempt(workspace, "12_0", "0000.begin", "0000.end", reason="first", code=None)
     attempt(workspace, "12_0", "0001.begin", ".0001.end.77.aa.tmp", "rendezvous-12-1", reason="not yet", code=1)
-    assert past_of(workspace, "12_0") == Past("12_0", 2, None, "")  # it works, or was killed without a word
+    assert past_of(workspace, "12_0", "12_0") == Past("12_0", 2, None, "")  # it works, or was killed without a word
     attempt(workspace, "12_0", "0001.end", reason="second", code=1)
-    assert past_of(workspace, "12_0") == Past("12_0", 2, 1, "second")
+    assert past_of(workspace, "12_0", "12_0") == Past("12_0", 2, 1, "second")
     attempt(workspace, "12_0", "0002.end", reason="its step ended with exit code 127", code=None)  # it never began
-    assert past_of(workspace, "12_0").attempts == 3
+    assert past_of(workspace, "12_0", "12_0").attempts == 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]"])
 def test_a_damaged_stop_file_is_no_crash(workspace, damage):
     attempt(workspace, "12_0", "0000.begin")
     (workspace.root / "jobs/attempts/12_0/0000.end").write_bytes(damage)
-    assert past_of(workspace, "12_0") == Past("12_0", 1, None, "")
+    assert past_of(workspace, "12_0", "12_0") == Past("12_0", 1, None, "")
 
 
 def test_the_newest_job_of_a_run_counts(workspace):

@@ -102,7 +102,9 @@ IMPORTS = {
     "pipeline.train": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
     "pipeline.verify": f"{ALL_OF_MISTRAL} pipeline.context",
     "slurm": "",
-    "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.queue slurm.rendezvous slurm.submissions slurm.task",
+    "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.chain slurm.queue slurm.rendezvous slurm.submissions "
+    "slurm.task",
+    "slurm.chain": "",
     "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
     "slurm.history": f"{ALL_OF_MISTRAL} pipeline.status slurm.queue slurm.submissions",
     "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
@@ -110,7 +112,7 @@ IMPORTS = {
     "slurm.queue": "errors",
     "slurm.rendezvous": "errors files",
     "slurm.submissions": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue",
-    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue slurm.submissions slurm.task",
+    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.chain slurm.queue slurm.submissions slurm.task",
     "slurm.task": "",
 }
 # Rows that were written before their files; a row leaves this set when its file arrives.

@@ -1,5 +1,6 @@
 """Attempts of a task in a Slurm job: counted, bounded, and their reasons kept; who owns a run."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.lease import superseded_by
 from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline import local
@@ -19,7 +21,7 @@ GOAL = attempt.Goal("train", (("run", "state"),), 2)
 @pytest.fixture
 def job(monkeypatch, tmp_path):
     """Starts attempts of the job 12_3; gives a function that takes the restart count."""
-    for name in [name for name in os.environ if name.startswith("SLURM_") or name == "RANK"]:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in ("RANK", "MISTRAL_CHAIN")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(local, "RECEIVED", [])
     monkeypatch.setattr(queue, "states_of", lambda label: ["RUNNING"])
@@ -33,6 +35,26 @@ def job(monkeypatch, tmp_path):
             monkeypatch.setenv(f"SLURM_{name}", value)
         local.RECEIVED.clear()
         return requeued
+
+    return start
+
+
+@pytest.fixture
+def link(job, monkeypatch):
+    """Starts the links of a chain of 3, each a job of its own; gives the names whose waiting jobs were cancelled."""
+    cancelled = []
+    monkeypatch.setattr(queue, "cancel_waiting", cancelled.append)
+    monkeypatch.setattr(queue, "states_of", lambda label: pytest.fail("nobody had to be asked"))
+
+    def start(number: int) -> list[str]:
+        requeued = job(0)
+        assert requeued == []
+        for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID"):
+            monkeypatch.delenv(f"SLURM_{name}")
+        monkeypatch.setenv("SLURM_JOB_ID", str(40 + number))
+        monkeypatch.setenv("SLURM_JOB_NAME", "mistral-train-000001-aa")
+        monkeypatch.setenv("MISTRAL_CHAIN", f"000001-aa {number} 3")
+        return cancelled
 
     return start
 
@@ -141,7 +163,7 @@ def test_a_crash_loop_ends_and_one_with_progress_does_not(job, tmp_path):
     with pytest.raises(Findings, match=r"found 2 attempts in a row without progress(.|\n)*OSError: crash 5"):
         attempt.again(workspace, 1)
     assert len(requeued) == 5
-    past = past_of(workspace, "12_3")
+    past = past_of(workspace, "12_3", "12_3")
     assert (past.attempts, past.code) == (6, Findings.exit_code)
     assert "found 2 attempts in a row without progress" in past.reason
 
@@ -223,3 +245,53 @@ def test_an_owner_is_a_job_and_a_process(job, monkeypatch):
         monkeypatch.setattr(queue, "may_run", lambda label, answer=answer: answer)
         assert attempt.owner_is_alive({**owner, "host": "elsewhere"}) is answer
         assert attempt.owner_is_alive({**owner, "kind": "local", "host": "elsewhere"}) is None
+
+
+@pytest.mark.parametrize(("error", "code"), [(Stopped("at step 7"), 75), (OSError("no such node"), 1)])
+def test_where_a_job_cannot_be_requeued_the_next_of_its_chain_goes_on(link, tmp_path, error, code):
+    workspace = Workspace(tmp_path)
+    cancelled = link(0)
+    do(workspace, error, "SIGTERM")  # it makes no difference that this one was cancelled
+    with pytest.raises(Stopped, match=f"job 40: .*{error}\n  the next job of its chain goes on"):
+        attempt.again(workspace, code)
+    link(2)  # the one between them was cancelled as it waited, and counts for nothing
+    save_state(workspace, "step-00000007")
+    do(workspace, error)
+    with pytest.raises(Stopped, match="last job of its chain; run the same command"):
+        attempt.again(workspace, code)
+    assert cancelled == []
+
+
+def test_attempts_without_progress_are_counted_over_the_jobs_of_a_chain(link, tmp_path):
+    workspace = Workspace(tmp_path)
+    for number in range(2):
+        cancelled = link(number)
+        do(workspace, OSError(f"crash {number}"))
+        with pytest.raises(Stopped if number == 0 else Findings, match=f"crash {number}"):
+            attempt.again(workspace, 1)
+    assert cancelled == ["mistral-train-000001-aa"]
+    link(2)  # which Slurm could not be kept from starting
+    with pytest.raises(Findings, match="found 2 attempts in a row"), attempt.attempt(workspace, GOAL):
+        pytest.fail("the task began")
+    names = sorted(path.name for path in (tmp_path / "jobs/attempts/000001-aa").iterdir())
+    assert names == ["0000.begin", "0000.end", "0001.begin", "0001.end", "0002.end"]
+
+
+@pytest.mark.parametrize("error", [None, ConfigError("mend it"), Findings("no number")])
+def test_a_chain_ends_when_nothing_is_left_that_a_machine_can_do(link, tmp_path, error):
+    cancelled = link(0)
+    do(Workspace(tmp_path), error)
+    with contextlib.nullcontext() if error is None else pytest.raises(MistralError, match=str(error)):
+        attempt.again(Workspace(tmp_path), 0 if error is None else error.exit_code)
+    assert cancelled == ["mistral-train-000001-aa"]
+
+
+def test_a_later_job_of_a_chain_owns_what_the_former_had(link):
+    """Slurm says for minutes of a job whose node died that it may come back; `singleton` says that it has ended."""
+    link(0)
+    former = attempt.owner()
+    link(1)
+    assert superseded_by(former, attempt.owner())
+    assert not superseded_by(attempt.owner(), former)
+    assert not superseded_by({**former, "chain": "000002-bb"}, attempt.owner())
+    assert not superseded_by({**former, "chain": None}, {**attempt.owner(), "chain": None})

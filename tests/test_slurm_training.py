@@ -34,6 +34,7 @@ name: {name}
 executor: slurm
 partition: {partition}
 setup: {setup}
+requeue: {requeue}
 stages: {{train: {{nodes: {nodes}, ranks_per_node: {ranks}, memory_gigabytes: 2, minutes: {minutes},
                    signal_lead_seconds: {lead}, array_width: 2, max_attempts_without_progress: {attempts}}}}}
 """
@@ -68,7 +69,7 @@ class Scene:
     def submit(self, *arguments: str) -> None:
         """Submit what there is to train."""
         [row] = json.loads(self.call("train", "--json", *arguments))
-        self.job = row["job"]
+        self.job = ",".join(row["jobs"])  # several of a chain
 
     def steps(self, run: str = ALIAS) -> int:
         """How many steps are logged."""
@@ -142,6 +143,7 @@ def make_scene(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             "partition": "main",
             "setup": "[]",
             "attempts": 2,
+            "requeue": "true",
         } | values
         (folder / "cluster.yaml").write_text(text.format(name=name, **settings))
         shutil.copytree(packed / "workspace", folder / "workspace")
@@ -162,10 +164,11 @@ def scenes(cluster: DevCluster, make_scene: Callable[..., Scene]) -> Iterator[Ca
         "crash": make_scene("crash", setup='["ulimit -v 400000"]'),
         "preempt": make_scene("preempt", partition="preempt"),
         "grace": make_scene("grace", partition="preempt"),
+        "chain": make_scene("chain", requeue="false"),
         "node": make_scene("node"),
     }
     actions = {"limit": halt_until_signal, "signal": send_usr2, "cancel": cancel_alias, "requeue": requeue}
-    actions["rank"] = kill_a_rank
+    actions |= {"rank": kill_a_rank, "chain": disturb_chain}
     actions["preempt"] = partial(preempt, told=signal.SIGUSR2, neighbours=[every[name] for name in actions])
     actions["grace"] = partial(preempt_by_sigterm, cluster=cluster, neighbours=[every[name] for name in actions])
     actions["node"] = partial(kill_node, cluster=cluster, neighbours=[every[name] for name in actions])
@@ -210,6 +213,19 @@ def kill_a_rank(scene: Scene) -> None:
     ranks = processes_of(scene)
     assert len(ranks) == 2
     os.kill(ranks[-1], signal.SIGKILL)
+
+
+def disturb_chain(scene: Scene) -> None:
+    """Tell the first of four jobs to stop, kill the second, and let the third end the run."""
+    scene.wait_for_step(30)
+    [row] = json.loads(scene.call("train", "--seed", "alias", "--json"))
+    assert (row["jobs"], row["found"]) == (scene.job.split(","), True)
+    assert [in_queue(job) for job in row["jobs"]] == ["RUNNING", "PENDING", "PENDING", "PENDING"]
+    ask("scancel", "--signal=USR2", row["job"])
+    wait_until(lambda: len(scene.begins()) == 2, "the start of the second job of the chain")
+    scene.wait_for_step(90)  # beyond a periodic state
+    [process] = processes_of(scene)
+    os.kill(process, signal.SIGKILL)
 
 
 def halt_until_signal(scene: Scene) -> None:
@@ -359,6 +375,18 @@ def test_a_job_that_gives_way_goes_on_later(scenes, undisturbed, name, told):
     assert scene.attempts() == 2
     [end] = scene.ends()
     assert (end["code"], end["signals"][0]) == (75, told)
+    assert scene.result() == undisturbed(1)
+
+
+def test_where_requeue_is_forbidden_a_chain_of_jobs_ends_in_the_same_run(scenes, undisturbed):
+    scene = scenes("chain")
+    scene.finish()
+    assert [(path.name, path.parent.name) for path in sorted(scene.begins())] == [
+        (f"000{number}.begin", next(scene.workspace.glob("jobs/train/*")).name) for number in range(3)
+    ]
+    assert [end["code"] for end in scene.ends()] == [75, None]
+    states = ["FAILED", "FAILED", "COMPLETED", "CANCELLED"]  # the fourth had nothing to do
+    wait_until(lambda: [state_of(job) for job in scene.job.split(",")] == states, "the accounting of the chain", 30)
     assert scene.result() == undisturbed(1)
 
 

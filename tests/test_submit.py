@@ -18,7 +18,7 @@ from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline.cli import cli
 from pipeline.context import Context
-from slurm import follow, plans, queue, submit
+from slurm import follow, plans, queue, submissions, submit
 from slurm.task import Tasks
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -48,6 +48,40 @@ def test_the_text_that_sbatch_gets_is_known_to_the_letter(context, monkeypatch):
     planned = plans.make_plans(context, ("preprocess", "train", "export"), plans.Choice())
     text = submit.dry_run(context, planned).replace(str(context.workspace.root), "/scratch/owt")
     assert text == (GOLDEN / "slurm-a100.sbatch.txt").read_text(encoding="utf-8")
+
+
+def test_a_site_that_forbids_requeue_gets_chains_whose_text_is_known_to_the_letter(context, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    forbids = dataclasses.replace(context, cluster=context.cluster.model_copy(update={"requeue": False}))
+    planned = plans.make_plans(forbids, ("train",), plans.Choice())
+    text = submit.dry_run(forbids, planned).replace(str(context.workspace.root), "/scratch/owt")
+    assert text == (GOLDEN / "chain.sbatch.txt").read_text(encoding="utf-8")
+    assert "--no-requeue" in submit.dry_run(forbids, [submit.Plan("export", ((0, "task 0 of 1"),), ())])
+
+
+def test_no_more_chains_go_on_at_a_time_than_the_array_is_wide(context, monkeypatch):
+    launched = []
+
+    def launch(context, submission, waits, link=0):
+        launched.append((submission.tasks[0], link, [wait for wait in waits if wait]))
+        return str(len(launched))
+
+    monkeypatch.setattr(submit, "_launch", launch)
+    train = context.cluster.stages.train.model_copy(update={"array_width": 2, "chain_jobs": 2})
+    stages = context.cluster.stages.model_copy(update={"train": train})
+    forbids = dataclasses.replace(
+        context, cluster=context.cluster.model_copy(update={"requeue": False, "stages": stages})
+    )
+    plan = submit.Plan("train", ((0, "a"), (1, "b"), (4, "c")), ())
+    jobs = submit._submit_chains(forbids, plan, plan.units, ["90"])
+    assert [job.numbers for job in jobs] == [("1", "2"), ("3", "4"), ("5", "6")]
+    assert [job.submission.jobs() for job in jobs] == [["1", "2"], ["3", "4"], ["5", "6"]]
+    assert launched[:2] == [(0, 0, ["afterok:90", "singleton"]), (0, 1, ["afterok:90", "singleton"])]
+    assert launched[4:] == [(4, link, ["afterok:90", "afterany:1:2", "singleton"]) for link in (0, 1)]
+    first = jobs[0].submission
+    assert list(submissions.recorded(forbids.workspace, "tiny", "train"))[-1] == first
+    assert (first.links, first.attempts_of("1")) == (2, first.comment)
+    assert {path.name for path in first.folder.glob("*.pkl")} == {"1_submitted.pkl", "2_submitted.pkl"}
 
 
 def test_seeds_that_are_complete_are_left_out_and_the_others_keep_their_numbers(context):
@@ -145,8 +179,9 @@ def test_a_dry_run_where_nothing_is_submitted_is_a_wrong_command_line(tmp_path):
 def test_tokens_and_the_numbers_of_another_job_stay_out_of_what_sbatch_keeps(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")  # in a job from which another one is submitted
+    monkeypatch.setenv("MISTRAL_CHAIN", "000001-aa 0 3")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     with submit.plain_environment():
-        assert not {"HF_TOKEN", "SLURM_ARRAY_JOB_ID"} & os.environ.keys()
+        assert not {"HF_TOKEN", "SLURM_ARRAY_JOB_ID", "MISTRAL_CHAIN"} & os.environ.keys()
         assert "SLURM_CONF" in os.environ
     assert os.environ["HF_TOKEN"] == "hf_secret"
