@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/processes.py --megabytes 380 --rounds 5
 
-Each process is an array task, `--task N --tasks M`, in a fresh workspace, with start-up in its time. One that does a half
-alone shows what the second process costs the first. Only a machine that nobody else uses can answer.
+Each process is an array task, `--task N --tasks M`, in a fresh workspace, with start-up in its time. One that does a
+half alone shows what the second process costs the first. Only a machine that nobody else uses can answer.
 """
 
 import argparse
