@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from mistral import engine, training
-from mistral.config import load_experiment
+from mistral.config import Experiment, load_experiment
 from mistral.engine import Ranks
 from mistral.loop import Loop
 from mistral.manifest import Manifest
@@ -51,17 +51,14 @@ def timed(times: dict[str, list[float]], name: str, function: Callable[..., Any]
     return call
 
 
-def measure(model: str, steps: int, seq_len: int, folder: Path) -> dict[str, list[float]]:
-    """Train; returns the seconds of each step, of each save, and of the parts of a save."""
+def train_here(model: str, steps: int, seq_len: int, every: int, folder: Path) -> tuple[Experiment, Workspace]:
+    """Train one seed of the quickstart with another model, one sequence a step; keeps weights of each `every` steps."""
     overrides = [f"model={{{model}}}", f"training.seq_len={seq_len}", f"training.max_steps={steps}"]
-    overrides += ["training.global_batch_size=1", "training.micro_batch_size=1"]
-    overrides += [f"checkpoints={{schedule: [[4, {steps}]], resume_every_steps: 6}}", "evaluation.every_steps=1000000"]
+    overrides += ["training.global_batch_size=1", "training.micro_batch_size=1", "evaluation.every_steps=1000000"]
+    overrides += [f"checkpoints={{schedule: [[{every}, {steps}]], resume_every_steps: 6}}"]
     experiment = load_experiment("quickstart", tuple(overrides))
     workspace = Workspace(folder)
     preprocess(experiment, workspace, Silent())
-    times: dict[str, list[float]] = defaultdict(list)
-    for place, function, name in TIMED:
-        setattr(place, function, timed(times, name, getattr(place, function)))
     engine.prepare_process(experiment.training, 1)
     device, manifest = engine.connect(Ranks(), experiment.training, needs_gpu=False), Manifest(workspace)
     dataset = manifest.get("preprocess", (experiment.data.dataset_name(), "dataset"), "")
@@ -69,6 +66,15 @@ def measure(model: str, steps: int, seq_len: int, folder: Path) -> dict[str, lis
     with owned(run, TrainOptions()) as ownership:
         training.train(run, ownership, Hooks(lambda: False, Silent()))
     engine.disconnect()
+    return experiment, workspace
+
+
+def measure(model: str, steps: int, seq_len: int, folder: Path) -> dict[str, list[float]]:
+    """Train; returns the seconds of each step, of each save, and of the parts of a save."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for place, function, name in TIMED:
+        setattr(place, function, timed(times, name, getattr(place, function)))
+    train_here(model, steps, seq_len, 4, folder)
     return times
 
 

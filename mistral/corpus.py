@@ -4,6 +4,7 @@ A plan is a function of the data section and of the names and sizes of the files
 """
 
 import datetime
+import functools
 import glob
 import importlib.util
 import re
@@ -135,8 +136,8 @@ def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Pla
         else:
             commits.append(None)
             for path, name, target in _files(experiment, source, split):
-                files[prefix + name] = SourceFile.at(path)
-                own = _file_pieces(path, prefix + name, target, source.document == "line", limit)
+                files[prefix + name] = file = SourceFile.at(path)
+                own = _file_pieces(file, prefix + name, target, source.document == "line", limit)
                 pieces.extend(replace(piece, source=number) for piece in own)
     return Plan(tuple(_units(pieces, limit)), files, tuple(commits))
 
@@ -152,9 +153,10 @@ def _files(experiment: Experiment, source: FilesSource | PackageSource, split: s
     """Each file once, with a name that no other has and that holds no folder of this machine, and its split."""
     splits: dict[Path, str] = {}
     names: set[str] = set()
+    folder = functools.cache(Path.resolve)  # of thousands of files
     for number, (pattern, root, target) in enumerate(_patterns(experiment, source, split)):
         for path, name in _matches(pattern, root):
-            place = path.resolve()
+            place = path.resolve() if path.is_symlink() else folder(path.parent) / path.name
             if place not in splits:
                 splits[place] = target
                 unique = f"{number}:{name}" if name in names else name
@@ -208,13 +210,13 @@ def _glob(pattern: str, root: Path) -> Iterator[Path]:
         yield root / text
 
 
-def _file_pieces(path: Path, name: str, split: str, line_documents: bool, limit: int) -> Iterator[Piece]:
+def _file_pieces(file: SourceFile, name: str, split: str, line_documents: bool, limit: int) -> Iterator[Piece]:
+    path, size = file.path, file.bytes
     form = next((suffix for suffix in FORMATS if path.name.endswith(suffix)), None)
     if form is None:
         raise DataError(
             f"data.source: found {path}, expected a file that ends in {', '.join(FORMATS)}; narrow the glob"
         )
-    size = path.stat().st_size
     by_line = form in (".jsonl", ".json") or (line_documents and form in (".txt", ".md"))
     if form == ".parquet":
         yield from _parquet_pieces(path, name, split)
@@ -242,13 +244,15 @@ def _parquet_pieces(path: Path, name: str, split: str) -> Iterator[Piece]:
 def _units(pieces: list[Piece], limit: int) -> Iterator[Unit]:
     """Gather pieces of one source in order into units of about `limit` bytes; a compressed stream is one by itself."""
     gathered: list[list[Piece]] = [[]]
+    size = 0  # of the last group
     for piece in pieces:
         alone = piece.form in COMPRESSED or (gathered[-1] and gathered[-1][-1].form in COMPRESSED)
-        full = sum(other.bytes for other in gathered[-1]) + piece.bytes > limit
         other_source = bool(gathered[-1]) and gathered[-1][-1].source != piece.source
-        if gathered[-1] and (alone or full or other_source):
+        if gathered[-1] and (alone or size + piece.bytes > limit or other_source):
             gathered.append([])
+            size = 0
         gathered[-1].append(piece)
+        size += piece.bytes
     for number, group in enumerate(gathered):
         if group:
             yield Unit(f"{number:05d}", tuple(group))

@@ -2,7 +2,7 @@
 
 A chain of records proves each link by the next one. These are its two ends, which no neighbour vouches for: the weights
 of step 0 are made again from the seed, and the loss of the newest ones is computed again on the probe. A state is
-compared with the weights of its step.
+compared with the weights of its step, and an exported folder whose tensors were rounded with those of its checkpoint.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from mistral.checkpoints import parameter_names
 from mistral.config import Model
 from mistral.errors import CheckpointError, ManifestError
-from mistral.hub import require_probe
 from mistral.manifest import Manifest, Record
 from mistral.model import build_model, gpt2_config
+from mistral.parity import TOLERANCE, require_probe
 from mistral.progress import Progress
 from mistral.provenance import software
 from mistral.records import Records, place
-from mistral.workspace import step_name
+from mistral.tensorfiles import dtype_of, other_than_rounded
+from mistral.workspace import step_name, step_number
 
 # What a checkpoint of another shape, or forged facts, can raise on the way.
 UNREADABLE = (CheckpointError, ManifestError, SafetensorError, KeyError, OSError, RuntimeError, TypeError, ValueError)
@@ -54,6 +55,10 @@ def _run(manifest: Manifest, records: Records, begun: Record, damaged: Sequence[
         weights = records.get("train", run, "weights", state.key[-1])
         if weights in whole and _is_whole(state, damaged):
             yield from _told(state, other_parameters(records, state, weights))
+    for export in records.of_kind("export/checkpoint", run):
+        weights = records.get("train", run, "weights", step_name(step_number(export.key[-1])))
+        if dtype_of(export) == "bf16" and weights in whole and _is_whole(export, damaged):
+            yield from _told(export, other_rounding(records, export, weights))
     seals = [seal for seal in records.of_kind("preprocess/dataset") if seal.content == begun.inputs.get("dataset")]
     if seals and whole:
         yield from _told(begun, ends(manifest, records, begun, seals[0], whole))
@@ -80,6 +85,15 @@ def other_parameters(records: Records, state: Record, weights: Record) -> Iterat
         )
     if not alike:
         yield f"{place(state)}: found other parameters than in {place(weights)}, expected the same; remove the state"
+
+
+def other_rounding(records: Records, export: Record, weights: Record) -> Iterator[str]:
+    """An exported folder whose tensors were rounded holds those of its checkpoint."""
+    if wrong := list(other_than_rounded(_file(records, weights), _file(records, export))):
+        yield (
+            f"{place(export)}: found other tensors than those of {place(weights)} rounded to bf16 "
+            f"({', '.join(wrong[:5])}), expected the same; remove its record and export it again"
+        )
 
 
 def ends(
@@ -114,7 +128,7 @@ def other_loss(records: Records, newest: Record, network: Any, attention: str) -
     missing, unexpected = network.load_state_dict(load_file(_file(records, newest)), strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:  # tied to the embedding
         yield f"{place(newest)}: found other tensors than those of the run's model; restore the checkpoint"
-    require_probe(network, newest, attention)
+    require_probe(network, newest, TOLERANCE[attention])
 
 
 def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -3,8 +3,6 @@
 import errno
 import filecmp
 import json
-import math
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -27,9 +25,10 @@ from mistral.files import (
 from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.metrics import read_metrics
 from mistral.modelcard import CardFacts, model_card
+from mistral.parity import check_probe
+from mistral.tensorfiles import MODEL, dtype_of, link_or_copy, require_rounded, write_rounded
 
 CARD = "README.md"
-TOLERANCE = {"sdpa": 1e-5, "eager": 1e-4}  # relative, of the probe loss
 
 
 def export_checkpoint(
@@ -49,18 +48,13 @@ def export_checkpoint(
             the checkpoint, or a line of its run's metrics is damaged.
         ManifestError: the beginning of its run is not recorded.
     """
-    run, step = weights.key[0], weights.facts["step"]
-    problems = manifest.damage(weights)
-    if problems:
-        raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")
-    if weights.inputs.get("dataset") != dataset.content:
-        raise CheckpointError(
-            f"found weights of the dataset {str(weights.inputs.get('dataset'))[:12]}, expected {dataset.content[:12]}, "
-            f"which is {dataset.key[0]} now; run verify"
-        )
+    require_checkpoint(manifest, weights, dataset)
+    run, step, dtype = weights.key[0], weights.facts["step"], experiment.export.dtype
     folder = manifest.workspace.export(run, step)
     if record := manifest.find("export", (run, folder.name)):
-        return record
+        if dtype_of(record) == dtype:
+            return record
+        withdraw_export(manifest, record)
     begun = manifest.get("train", (run, "begin"), "run verify")
     temporary = temporary_beside(folder)
     make_folder(temporary)
@@ -68,9 +62,10 @@ def export_checkpoint(
         with storage_errors(folder):
             metrics = list(read_metrics(manifest.workspace.metrics(run), step))
             drift = drift_of(manifest, weights)
-            _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics, drift))
-        check_probe(temporary, weights, experiment.model.attn_implementation)
-        record = _publish(temporary, manifest, weights, card_config(experiment))
+            written = _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics, drift))
+        probe = check_probe(temporary, weights, experiment.model.attn_implementation, dtype)
+        facts, config = {"step": step, "dtype": dtype, "probe": probe}, card_config(experiment)
+        record = publish_folder(temporary, manifest, weights, config=config, facts=facts, written=written)
     except Exception:
         if not temporary.exists() and (record := manifest.find("export", (run, folder.name))):
             return record  # whoever recorded this checkpoint first has cleared away the folder that was being filled
@@ -82,13 +77,27 @@ def export_checkpoint(
     return record
 
 
+def require_checkpoint(manifest: Manifest, weights: Record, dataset: Record) -> None:
+    """Refuse a checkpoint whose files changed, or that was trained on another dataset."""
+    problems = manifest.damage(weights)
+    if problems:
+        raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")
+    if weights.inputs.get("dataset") != dataset.content:
+        raise CheckpointError(
+            f"found weights of the dataset {str(weights.inputs.get('dataset'))[:12]}, expected {dataset.content[:12]}, "
+            f"which is {dataset.key[0]} now; run verify"
+        )
+
+
 def card_config(experiment: Experiment) -> str:
-    """Digest of what the model card says of the place where it is published."""
-    return digest_of({"organization": experiment.export.organization})
+    """Digest of what decides a folder besides its checkpoint: the place that its model card names, and the dtype."""
+    export = experiment.export
+    rounded = {} if export.dtype == "fp32" else {"dtype": export.dtype}  # fp32 has the digest it always had
+    return digest_of({"organization": export.organization} | rounded)
 
 
 def withdraw_export(manifest: Manifest, record: Record) -> None:
-    """Take an exported folder back, whose model card names another place than the config does now.
+    """Take an exported folder back, as the config names another place for its model card or another dtype now.
 
     The folder goes first: a kill in between leaves a record that is withdrawn again, not a folder with the old card.
     """
@@ -96,21 +105,32 @@ def withdraw_export(manifest: Manifest, record: Record) -> None:
     manifest.remove("export", record.key)
 
 
-def _publish(temporary: Path, manifest: Manifest, weights: Record, config: str) -> Record:
-    """Give a whole folder its name and record what lies there then."""
-    run, step = weights.key[0], weights.facts["step"]
-    folder = manifest.workspace.export(run, step)
+def publish_folder(
+    temporary: Path, manifest: Manifest, weights: Record, *, config: str, facts: dict[str, Any], written: str | None
+) -> Record:
+    """Give a whole folder its name and record what lies there then.
+
+    Args:
+        temporary: the folder.
+        manifest: the records.
+        weights: that of the checkpoint.
+        config: digest of what else decided the folder.
+        facts: its step, dtype and probe.
+        written: sha256 of its tensors; None if they are a link.
+    """
+    run = weights.key[0]
+    folder = manifest.workspace.export(run, facts["step"])
     with storage_errors(folder):
         for path in temporary.iterdir():
             fsync_file(path)
         fsync_folder(temporary)
         _take_place(temporary, folder)
         fsync_folder(folder.parent)
-        files = [_entry(manifest, path, weights) for path in sorted(folder.iterdir())]
+        hashes = {MODEL: written}
+        files = [_entry(manifest, path, weights, hashes.get(path.name)) for path in sorted(folder.iterdir())]
     inputs = {"weights": weights.content, "dataset": weights.inputs["dataset"]}
-    key, facts = (run, folder.name), {"step": step}
     return manifest.publish(
-        make_record("export/checkpoint", key, config=config, inputs=inputs, files=files, facts=facts)
+        make_record("export/checkpoint", (run, folder.name), config=config, inputs=inputs, files=files, facts=facts)
     )
 
 
@@ -146,13 +166,16 @@ def _clear_away(rubbish: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> None:
+def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> str | None:
+    """Write what an exported folder holds; returns the sha256 of its tensors, unless they are a link."""
     from transformers import GenerationConfig, GPT2Config
 
     run, step = facts.weights.key[0], facts.weights.facts["step"]
-    source = manifest.workspace.weights(run, step)
-    link_or_copy(source / "model.safetensors", folder / "model.safetensors")
+    source, dtype = manifest.workspace.weights(run, step), facts.experiment.export.dtype
+    written = place_tensors(source / MODEL, folder / MODEL, facts.weights, dtype)
     body = read_json(source / "config.json") | {"use_cache": True}  # training needs no cache, generation does
+    if dtype == "bf16":
+        body |= {"dtype": "bfloat16", "torch_dtype": "bfloat16"}  # the later, the earlier name in transformers
     (folder / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     config = GPT2Config.from_pretrained(source)
     generation = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
@@ -160,57 +183,30 @@ def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> None:
     for path in manifest.workspace.tokenizer(facts.dataset.key[0]).iterdir():
         shutil.copyfile(path, folder / path.name)
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
+    return written
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same bytes under another name: linked on one file system, copied across two."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _entry(manifest: Manifest, path: Path, weights: Record) -> FileEntry:
-    same = [entry for entry in weights.files if path.samefile(manifest.workspace.inside(entry.path))]
-    entry = same[0] if same else manifest.entry(path)  # a link was hashed a moment ago, under its other name
-    return replace(entry, path=manifest.workspace.relative(path))
-
-
-def check_probe(folder: Path, weights: Record, attention: str) -> None:
-    """Load an exported folder as its users will, and compare its loss with the one that training recorded.
+def place_tensors(source: Path, target: Path, weights: Record, dtype: str) -> str | None:
+    """Link, copy or round the tensors of a checkpoint; returns the sha256 of what was written, None of a link.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: what was written is not what was read.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # progress goes through the reporter
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention
-    )
-    require_probe(model, weights, attention)
-
-
-def require_probe(model: Any, weights: Record, attention: str) -> None:
-    """Compare the loss of a model with the one that training recorded for the checkpoint.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    import torch
-
-    model.eval()
-    model.loss_type = "ForCausalLM"
-    probe, losses = weights.facts["probe"], []
-    with torch.no_grad():
-        for sequence in probe["sequences"]:  # one by one: the logits of all of them would be GBs
-            input_ids = torch.tensor([sequence])  # (1, seq_len) int64
-            losses.append(float(model(input_ids=input_ids, labels=input_ids, use_cache=False).loss))
-    loss = math.fsum(losses) / len(losses)
-    if not abs(loss - probe["loss"]) <= TOLERANCE[attention] * abs(probe["loss"]):  # a NaN is refused as well
+    if dtype == "bf16":
+        written = write_rounded(source, target)
+        require_rounded(source, target)
+        return written
+    copied = link_or_copy(source, target)
+    expected = next(entry.sha256 for entry in weights.files if entry.path.endswith(f"/{MODEL}"))
+    if copied not in (None, expected):
         raise CheckpointError(
-            f"found probe loss {loss}, expected {probe['loss']} as recorded in training; the weights are not those of "
-            "this checkpoint, or transformers computes another model: run verify"
+            f"{source}: copied bytes with sha256 {copied}, expected {expected}, which it had a moment ago; run the "
+            "same command again, and check the disk if it says so again"
         )
+    return copied
+
+
+def _entry(manifest: Manifest, path: Path, weights: Record, sha256: str | None) -> FileEntry:
+    same = [entry for entry in weights.files if path.samefile(manifest.workspace.inside(entry.path))]
+    entry = same[0] if same else manifest.entry(path, sha256)  # a link was hashed a moment ago, under its other name
+    return replace(entry, path=manifest.workspace.relative(path))

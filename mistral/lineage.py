@@ -14,6 +14,7 @@ from mistral.dataset import SEAL
 from mistral.files import digest_of
 from mistral.manifest import Record
 from mistral.records import Records, place
+from mistral.tensorfiles import MODEL, dtype_of
 from mistral.workspace import step_name, step_number
 
 STEPS = ("train/weights", "train/state", "export/checkpoint")
@@ -204,7 +205,10 @@ def _conditions(records: Records, record: Record, begun: Record) -> Any:
 
 
 def _export(records: Records, export: Record) -> Iterator[str]:
-    """An exported folder holds the tensors of its checkpoint and the tokenizer of its dataset."""
+    """An exported folder holds the tensors of its checkpoint and the tokenizer of its dataset.
+
+    Tensors that were rounded to bf16 have another hash, and are compared one by one (evidence.py).
+    """
     yield from _run_of(records, export)
     weights_key = ("train", export.key[0], "weights", step_name(step_number(export.key[-1])))
     yield from _follows(records, export, "weights", *weights_key)
@@ -214,7 +218,7 @@ def _export(records: Records, export: Record) -> Iterator[str]:
     for source in sources:
         for entry in source.files:
             folder, _, name = entry.path.rpartition("/")
-            wanted = name == "model.safetensors" or folder.endswith("/tokenizer")
+            wanted = (name == MODEL and dtype_of(export) == "fp32") or folder.endswith("/tokenizer")
             if wanted and (found := sent.get(name)) != entry.sha256:
                 expected = f"{entry.sha256[:12]}, that of {place(source)}"
                 yield f"{place(export)}: its {name} is {str(found)[:12]}, expected {expected}"
@@ -271,7 +275,7 @@ def twins(records: Records) -> Iterator[str]:
     seen: dict[str, list[Record]] = {}
     for record in (*records.of_kind("train/weights"), *records.of_kind("train/state")):
         for entry in record.files:
-            if entry.path.endswith("/model.safetensors") or entry.path.endswith("/state.safetensors"):
+            if entry.path.endswith(f"/{MODEL}") or entry.path.endswith("/state.safetensors"):
                 others = seen.setdefault(entry.sha256, [])
                 twin = next((other for other in others if _must_differ(records, other, record)), None)
                 if twin:

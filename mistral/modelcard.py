@@ -41,6 +41,7 @@ def model_card(facts: CardFacts) -> str:
         f"# {run}, checkpoint {step}\n\nGPT-2 trained from scratch with `mistral-pipeline`, seed `{facts.seed}`, after "
         f"{step:,} of {last:,} steps and {facts.weights.facts['tokens']:,} tokens.",
         "## How to load it\n\n" + _usage(facts, run, step),
+        *_rounding(facts),
         "## Measured\n\n" + _measured(facts),
         "## Data\n\n" + _data(facts),
         "## Seeds\n\n" + _table(facts.experiment.seeds[facts.seed].model_dump()),
@@ -71,6 +72,18 @@ def _usage(facts: CardFacts, run: str, step: int) -> str:
         return f"```python\nfrom transformers import AutoModelForCausalLM\n\n{model}```\n\n{ids}"
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
     return f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{model}{tokenizer}```"
+
+
+def _rounding(facts: CardFacts) -> list[str]:
+    """What was lost on the way here, if anything was."""
+    if facts.experiment.export.dtype == "fp32":
+        return []
+    exact = next(entry.sha256 for entry in facts.weights.files if entry.path.endswith(".safetensors"))
+    return [
+        "## Rounded to bfloat16\n\nThe checkpoint is fp32; these are its weights rounded to bfloat16, to the nearest "
+        "and ties to even, so that each is within 2^-8 of itself. What is told below was measured with the weights "
+        f"before that, whose file has the sha256 `{exact}`."
+    ]
 
 
 def _measured(facts: CardFacts) -> str:

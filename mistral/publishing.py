@@ -16,11 +16,11 @@ from mistral.errors import ConfigError
 from mistral.manifest import FileEntry, Manifest, Record
 from mistral.pace import Pace
 from mistral.progress import Progress
-from mistral.remote import Change, Hub, RemoteFile, Tree
+from mistral.remote import Change, Collection, Hub, Refs, RemoteFile, Tree
+from mistral.tensorfiles import MODEL
 from mistral.workspace import step_number
 
 MAIN = "main"
-MODEL = "model.safetensors"
 FOREIGN = "it is not this program's to change: compare it, then remove it on the Hub and run the same command again"
 
 
@@ -115,10 +115,11 @@ class Publisher:
         manifest: the records.
         pace: when the next commit may be sent.
         progress: receives revisions.
+        tag: a name for `main` of each run, if it is to have one.
     """
 
-    def __init__(self, hub: Hub, manifest: Manifest, pace: Pace, progress: Progress) -> None:
-        self._hub, self._manifest, self._pace, self._progress = hub, manifest, pace, progress
+    def __init__(self, hub: Hub, manifest: Manifest, pace: Pace, progress: Progress, tag: str | None = None) -> None:
+        self._hub, self._manifest, self._pace, self._progress, self._tag = hub, manifest, pace, progress, tag
         self._expected = Expected(manifest)
 
     def publish(self, repository: str, recorded: Sequence[Record], steps: Sequence[int], public: bool) -> Outcome:
@@ -141,7 +142,8 @@ class Publisher:
         self._progress.start(f"push {repository}", len(chosen), "revisions")
         try:
             self._hub.create(repository, public)
-            heads, root = self._hub.branches(repository) or {}, self._hub.first_commit(repository)
+            refs, root = self._hub.refs(repository) or Refs({}, frozenset()), self._hub.first_commit(repository)
+            heads = refs.branches
             if files := self._hub.tree(repository, root):
                 found = f"found {', '.join(sorted(files))} in its first commit, expected none"
                 outcome.refused.append(f"{repository}: {found}; {FOREIGN}")
@@ -153,6 +155,8 @@ class Publisher:
                 there = {*heads, *(record.key[-1] for record in chosen)}
                 last = [record for record in recorded if record.key[-1] in there][-1]
                 self._main(outcome, recorded, last, heads[MAIN])
+                if self._tag and not outcome.refused and last is recorded[-1]:
+                    self._name(outcome, self._tag, there=self._tag in refs.tags)
         finally:
             self._progress.finish()
         return outcome
@@ -189,6 +193,18 @@ class Publisher:
             extra = sorted(tree.keys() - self._expected.files(last).keys())
             self._commit(outcome, last, MAIN, head, extra)
 
+    def _name(self, outcome: Outcome, tag: str, *, there: bool) -> None:
+        """Let a tag name what `main` holds; one that names another commit is refused, as it may have been cited."""
+        repository = outcome.repository
+        main = self._hub.commit_of(repository, MAIN)
+        if not there:
+            self._hub.create_tag(repository, tag, main)
+        if (found := self._hub.commit_of(repository, tag)) != main:
+            outcome.refused.append(
+                f"{repository}: found the tag {tag} on the commit {found}, expected that of main, {main}; {FOREIGN}, "
+                "or choose another export.tag"
+            )
+
     def _commit(self, outcome: Outcome, record: Record, branch: str, head: str, removed: Sequence[str]) -> None:
         """Send a revision, and see that what arrived is what was recorded."""
         files = tuple(self._manifest.workspace.inside(entry.path) for entry in record.files)
@@ -199,3 +215,25 @@ class Publisher:
             outcome.refused += [f"{outcome.repository}@{branch}: {problem}" for problem in problems]
         else:
             outcome.pushed.append(branch)
+
+
+def collect(hub: Hub, experiment: Experiment, repositories: Iterable[str], public: bool) -> Collection | None:
+    """Let the collection of the experiment, if it is to have one, hold all its published runs.
+
+    Args:
+        hub: the connection.
+        experiment: whose collection it is; `export.collection` is its title.
+        repositories: the published runs; what else is in the collection stays there.
+        public: whether everyone may see it.
+
+    Raises:
+        EnvironmentProblem: the Hub refuses a call, or cannot be reached.
+    """
+    title, organization = experiment.export.collection, experiment.export.organization
+    if not title or not organization:
+        return None
+    found = hub.create_collection(organization, title, public)
+    for repository in repositories:
+        if repository not in found.models:
+            hub.add_to_collection(found.slug, repository)
+    return found

@@ -41,6 +41,24 @@ Tree = dict[str, RemoteFile]  # by path, without the Hub's own file
 
 
 @dataclass(frozen=True)
+class Refs:
+    """What a repository names: the newest commit of each branch, and its tags."""
+
+    branches: dict[str, str]
+    tags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A list of repositories that people find under one address."""
+
+    slug: str
+    url: str
+    private: bool
+    models: frozenset[str]  # `ORG/<run>`
+
+
+@dataclass(frozen=True)
 class Change:
     """One commit: the whole content of a branch."""
 
@@ -78,15 +96,21 @@ class Hub:
 
         self._ask(f"create {repository}", create)
 
-    def branches(self, repository: str) -> dict[str, str] | None:
-        """The newest commit of each branch; None if there is no such repository, or none that may be seen."""
+    def refs(self, repository: str) -> Refs | None:
+        """Branches and tags; None if there is no such repository, or none that may be seen."""
         try:
             refs = self._ask(f"list the branches of {repository}", lambda: self._api.list_repo_refs(repository))
         except EnvironmentProblem as error:
             if isinstance(error.__cause__, RepositoryNotFoundError):
                 return None
             raise
-        return {branch.name: branch.target_commit for branch in refs.branches}
+        branches = {branch.name: branch.target_commit for branch in refs.branches}
+        return Refs(branches, frozenset(tag.name for tag in refs.tags))
+
+    def commit_of(self, repository: str, revision: str) -> str:
+        """The commit that a branch or a tag names; of a tag that is an object of its own, the one behind it."""
+        what = f"ask for {repository} at {revision}"
+        return str(self._ask(what, lambda: self._api.model_info(repository, revision=revision)).sha)
 
     def tree(self, repository: str, revision: str) -> Tree:
         """The files of a branch or commit."""
@@ -110,6 +134,50 @@ class Hub:
         self._ask(
             f"create the branch {branch} of {repository}",
             lambda: self._api.create_branch(repository, branch=branch, revision=commit, exist_ok=True),
+        )
+
+    def create_tag(self, repository: str, tag: str, commit: str) -> None:
+        """Name a commit; a tag that is there stays where it is."""
+        self._ask(
+            f"create the tag {tag} of {repository}",
+            lambda: self._api.create_tag(repository, tag=tag, revision=commit, exist_ok=True),
+        )
+
+    def collection(self, organization: str, title: str) -> Collection | None:
+        """The collection of an organization that has a title; None if there is none, or none that may be seen."""
+        what = f"look for the collection {title!r} of {organization}"
+        return self._ask(what, lambda: self._find_collection(organization, title))
+
+    def _find_collection(self, organization: str, title: str) -> Collection | None:
+        slugs = [one.slug for one in self._api.list_collections(owner=organization) if one.title == title]
+        own = sorted(slug for slug in slugs if slug.partition("/")[0].lower() == organization.lower())
+        return self._collection(own[0]) if own else None
+
+    def _collection(self, slug: str) -> Collection:
+        """All of a collection: a list of collections tells of a few members only."""
+        found = self._api.get_collection(slug)
+        models = frozenset(item.item_id for item in found.items if item.item_type == "model")
+        return Collection(found.slug, found.url, found.private, models)
+
+    def create_collection(self, organization: str, title: str, public: bool) -> Collection:
+        """Create a collection, private unless `public`; one that is there is made public if it is to be."""
+
+        def create() -> Collection:  # also after a lost answer: it is looked for first
+            found = self._find_collection(organization, title)
+            if found is None:
+                made = self._api.create_collection(title, namespace=organization, private=not public, exists_ok=True)
+                found = self._collection(made.slug)
+            if public and found.private:
+                self._api.update_collection_metadata(found.slug, private=False)
+            return found
+
+        return self._ask(f"create the collection {title!r} of {organization}", create)
+
+    def add_to_collection(self, slug: str, repository: str) -> None:
+        """Add a repository; one that is there is left alone."""
+        self._ask(
+            f"add {repository} to the collection {slug}",
+            lambda: self._api.add_collection_item(slug, repository, "model", exists_ok=True),
         )
 
     def commit(self, change: Change, pace: Pace, landed: Callable[[Tree], bool]) -> None:

@@ -5,6 +5,7 @@ Field names of the model and training sections are Hugging Face's. mistral/confi
 
 import itertools
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from mistral.errors import ConfigError
 from mistral.section import Check, Count, Positive, Probability, Real, Section, Seed, Whole
+
+TAG = re.compile(r"^(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")  # git check-ref-format
+BRANCH = re.compile(r"^(main|checkpoint-\d+|[0-9a-f]{7,40})$")  # and what is read as a commit
 
 
 class Seeds(Section):
@@ -158,7 +162,23 @@ class Checkpoints(Section):
 
 
 class Export(Section):
-    """Where the exported folders are published."""
+    """What the exported folders hold, and where they are published."""
 
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the exported tensors; the weights of training are kept in fp32
     organization: str | None = None
     commits_per_hour: Positive = 120  # the Hub allows about 128
+    tag: Annotated[str, Field(max_length=64)] | None = None  # a name for `main` of each run, such as v1.0
+    collection: Annotated[str, Field(min_length=1)] | None = None  # title of a collection of all runs
+
+    def checks(self) -> tuple[Check, ...]:
+        """A tag is a name of git's that no branch has."""
+        return (self._unfit_tag,)
+
+    def _unfit_tag(self) -> str | None:
+        if self.tag is None or (TAG.match(self.tag) and not BRANCH.match(self.tag)):
+            return None
+        return (
+            f"export.tag: found {self.tag!r}, expected a name such as v1.0 (letters, digits, '.', '_' and '-', with a "
+            "letter or a digit at both ends, and no '..') that no branch (main, checkpoint-N) or commit can have; "
+            "choose another one"
+        )

@@ -5,7 +5,7 @@ workspace/
   data/<dataset>/<split>/00017.h5    data/<dataset>/tokenizer/
   runs/<run>/config.yaml metrics.jsonl checkpoints/step-00001000/ state/step-00001000/ tensorboard/
   exports/<run>/checkpoint-1000/
-  published/<experiment>/models.json   published/commits
+  published/<experiment>/models.json README.md   published/commits
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 

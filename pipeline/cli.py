@@ -13,14 +13,12 @@ import click
 
 from mistral import __version__
 from mistral.errors import Findings, MistralError, Stopped
-from pipeline import cli_slurm
+from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
-from pipeline.options import Command, debug_option, inspection, push_options, seed_option, stage, task_options
+from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
-    from mistral.config import Experiment
-    from mistral.workspace import Workspace
     from pipeline.context import Context
 
 
@@ -86,7 +84,7 @@ def preprocess(
     elif fetch_only:
         from pipeline.preprocess import fetch
 
-        click.echo(fetch(context.experiment, context.workspace))
+        click.echo(fetch(context.experiment, context.workspace).as_text())
     else:
         show(do_preprocess(context, task, tasks), as_json)
 
@@ -168,44 +166,8 @@ def do_export(
     )  # fmt: skip
 
 
-@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline status quickstart --watch")
-@inspection
-@click.option("--watch", is_flag=True, help="Show it again every 10 seconds, until Ctrl-C.")
-def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, watch: bool) -> None:
-    """How far each run is; without EXPERIMENT, all runs of the workspace."""
-    import time
-
-    from pipeline.status import status
-
-    while True:
-        jobs = cli_slurm.jobs_of(workspace, experiment)
-        report = status(experiment, workspace, cli_slurm.alive_among(jobs))
-        told = json.dumps(report.to_json() | {"jobs": jobs}, indent=2) if as_json else report.as_table()
-        click.echo(told if as_json else told + cli_slurm.as_lines(jobs))
-        if not watch:
-            return
-        time.sleep(10)
-        click.clear()
-
-
-@cli.command(cls=Command, epilog="Example:\n  mistral-pipeline verify quickstart --quick")
-@inspection
-@click.option("--quick", is_flag=True, help="Compare sizes only; without it every byte is hashed.")
-@click.option("--remote", is_flag=True, help="Also compare what is published on the Hugging Face Hub, file by file.")
-def verify(
-    experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, quick: bool, remote: bool
-) -> None:
-    """Check every file against its record, and every record against those it was made from."""
-    from pipeline.reporter import Reporter
-    from pipeline.verify import verify
-
-    report = verify(workspace, Reporter(), experiment, quick, remote)
-    show(report, as_json)
-    if report.problems:
-        raise Findings(
-            f"found {len(report.problems)} problems, expected none; restore these files, or remove their records and "
-            "run the stage again"
-        )
+for command in (cli_inspect.status, cli_inspect.verify):
+    cli.add_command(command)
 
 
 @cli.command(cls=Command, epilog="Example:\n  mistral-pipeline evaluate gpt2-small --seed alias --step 1000")

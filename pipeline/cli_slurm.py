@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,14 +13,14 @@ from mistral.errors import EnvironmentProblem, Findings
 from pipeline.options import Command, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
-    from mistral.config import Experiment
-    from mistral.workspace import Workspace
+    from mistral.corpus import Plan as Corpus
     from pipeline.context import Context
     from pipeline.train import TrainOptions
     from slurm.submit import Job, Plan
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 STAGES = ("preprocess", "train", "export")
+SHOWN = 10  # tasks whose reasons are told
 WORKS_HERE = ("task", "peek")  # options with which a command works here, whatever the cluster
 stage_option = click.option("--stage", "stage_name", type=click.Choice(STAGES), help="Only this stage.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what sbatch would get, and submit nothing.")
@@ -93,9 +92,8 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
 
     flags = [f"--{name.replace('_', '-')}" for name in ("allow_drift", "steal_lease") if options.get(name)]
     choice = plans.Choice(options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), flags)
-    if "preprocess" in stages and not dry_run:
-        fetch_here(context)
-    planned = plans.make_plans(context, stages, choice)
+    corpus = fetch_here(context) if "preprocess" in stages and not dry_run else None
+    planned = plans.make_plans(context, stages, choice, corpus)
     if dry_run:
         click.echo(text_of(context, planned))
         return
@@ -119,13 +117,16 @@ def tell_results(context: "Context", stages: Sequence[str], seeds: Sequence[str]
         click.echo(json.dumps(rows, indent=2) if as_json else as_table(rows))
 
 
-def fetch_here(context: "Context") -> None:
-    """Fetch what comes from a network where the command is typed: nodes need none."""
+def fetch_here(context: "Context") -> "Corpus | None":
+    """Fetch what comes from a network where the command is typed, as nodes need none; the units, if any are missing."""
     from mistral.dataset import SEAL
     from pipeline.preprocess import fetch
 
     if any(context.manifest.find("preprocess", (name, SEAL)) is None for name in context.experiment.dataset_names()):
-        context.progress.say(fetch(context.experiment, context.workspace))
+        fetched = fetch(context.experiment, context.workspace)
+        context.progress.say(fetched.as_text())
+        return fetched.plan
+    return None
 
 
 def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
@@ -152,52 +153,19 @@ def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
     Raises:
         Findings: something is; gives the reasons.
     """
-    from slurm import submissions
-    from slurm.follow import why_ended
+    from slurm.history import newest_jobs, past_of
 
-    recorded = submissions.recorded(context.workspace, context.experiment.name)
     lines = []
-    for plan in plans:
-        newest = [submission for submission in recorded if submission.stage == plan.stage]
-        for number, name in plan.units:
-            reasons = [why_ended(context.workspace, submission, number) for submission in newest]
-            reason = next(filter(None, reversed(reasons)), "no reason was left; look at the log")
-            lines.append(f"  {plan.stage} {name}: {reason}")
+    for plan in dict.fromkeys(plans):
+        names = [name for _, name in plan.units]
+        jobs = newest_jobs(context.workspace, context.experiment.name, plan.stage, names)
+        for name in names[:SHOWN]:
+            reason = past_of(context.workspace, jobs[name]).reason if name in jobs else ""
+            lines.append(f"  {plan.stage} {name}: {reason or 'no reason was left; look at the log'}")
+        if len(names) > SHOWN:
+            lines.append(f"  {plan.stage}: {len(names) - SHOWN} more")
     if lines:
         raise Findings("found that jobs ended and left work undone:\n" + "\n".join(lines))
-
-
-def jobs_of(workspace: "Workspace", experiment: "Experiment | None") -> list[dict[str, str]] | None:
-    """The tasks that wait or run in Slurm, which is asked at most once; None if it does not answer."""
-    if not (workspace.root / "jobs").is_dir():
-        return []
-    from slurm.follow import active, rows
-
-    tasks = active(workspace, experiment.name if experiment else None)
-    return None if tasks is None else [asdict(row) for row in rows(tasks)]
-
-
-def alive_among(jobs: list[dict[str, str]] | None) -> Callable[[dict[str, Any]], bool | None]:
-    """Whether the owner of a run works, by the jobs that run now: Slurm is not asked again."""
-    from pipeline.local import is_alive
-
-    running = None if jobs is None else {job["job"] for job in jobs if job["state"] == "running"}
-
-    def alive(owner: dict[str, Any]) -> bool | None:
-        if owner.get("kind") != "slurm":
-            return is_alive(owner)
-        return None if running is None else owner.get("job") in running
-
-    return alive
-
-
-def as_lines(jobs: list[dict[str, str]] | None) -> str:
-    """A table of jobs that follows another text; nothing if there are none."""
-    from pipeline.results import as_table
-
-    if jobs is None:
-        return "\n\njobs: unknown, Slurm does not answer"
-    return f"\n\n{as_table(jobs, tuple(jobs[0]))}" if jobs else ""
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -211,7 +179,8 @@ def as_lines(jobs: list[dict[str, str]] | None) -> str:
 @stage_option
 @click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Of which rank.")
 @click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
-def logs(  # noqa: PLR0917  click calls it by keywords
+def logs(
+    *,
     experiment: str,
     workspace: Path,
     overrides: tuple[str, ...],
@@ -240,7 +209,8 @@ def logs(  # noqa: PLR0917  click calls it by keywords
 @seed_option
 @stage_option
 @json_option
-def cancel(  # noqa: PLR0917  click calls it by keywords
+def cancel(
+    *,
     experiment: str,
     workspace: Path,
     overrides: tuple[str, ...],
@@ -260,9 +230,10 @@ def cancel(  # noqa: PLR0917  click calls it by keywords
     if found is None:
         raise EnvironmentProblem("found no answer from squeue, expected Slurm's list of jobs; nothing was cancelled")
     labels = [task.job.label for task in found if not seeds or task.name in runs]
-    if labels:
-        queue.cancel(labels)
-    click.echo(json.dumps(labels) if as_json else f"cancelled {len(labels)} tasks: {', '.join(labels)}".rstrip(": "))
+    jobs = labels if seeds else list(dict.fromkeys(label.partition("_")[0] for label in labels))  # whole arrays
+    if jobs:
+        queue.cancel(jobs)
+    click.echo(json.dumps(labels) if as_json else f"cancelled {len(labels)} tasks: {', '.join(jobs)}".rstrip(": "))
 
 
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline again --workspace /scratch/owt --code 137")

@@ -8,8 +8,9 @@ from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
-from mistral.manifest import Manifest, Record
+from mistral.manifest import Key, Manifest, Record
 from mistral.progress import Progress
+from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
 
 
@@ -70,7 +71,7 @@ def export(
         planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
     units = [(seed, step) for seed, step in planned if step in recorded[seed]]
     missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
-    done = {seed: set(manifest.names("export", (experiment.run_name(seed),))) for seed in recorded}
+    done = {seed: exported_names(experiment, manifest, seed) for seed in recorded}
     left = [(seed, step) for seed, step in units if f"checkpoint-{step}" not in done[seed]]
     exported = _export_all(experiment, manifest, left, len(units), progress)
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
@@ -79,6 +80,20 @@ def export(
 def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:
     """The steps whose weights are recorded; reads one folder."""
     return {step_number(name) for name in manifest.names("train", (experiment.run_name(seed), "weights"))}
+
+
+def exported_names(experiment: Experiment, manifest: Manifest, seed: str) -> set[str]:
+    """`checkpoint-1000`: what is exported of a run in the dtype of the config; what has another is exported again."""
+    run = experiment.run_name(seed)
+    return {name for name in manifest.names("export", (run,)) if _has_dtype(experiment, manifest, (run, name))}
+
+
+def _has_dtype(experiment: Experiment, manifest: Manifest, key: Key) -> bool:
+    try:
+        record = manifest.find("export", key)
+    except ManifestError:  # damaged: for verify to tell, and for somebody to restore
+        return True
+    return record is not None and dtype_of(record) == experiment.export.dtype
 
 
 def name_of(experiment: Experiment, seed: str, step: int) -> str:

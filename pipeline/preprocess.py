@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -160,8 +160,25 @@ def prepare(
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
 
 
-def fetch(experiment: Experiment, workspace: Workspace) -> str:
-    """Put what comes from a network, and a tokenizer that is trained, into the workspace; says what is there.
+@dataclass(frozen=True)
+class Fetched:
+    """What is in the workspace, so that preprocess needs no network."""
+
+    dataset: str
+    plan: Plan
+    evaluation_sets: tuple[str, ...]
+
+    def as_text(self) -> str:
+        """For people."""
+        megabytes = sum(unit.bytes() for unit in self.plan.units) / 1e6
+        return (
+            f"{self.dataset}: {len(self.plan.units):,} units of {megabytes:,.0f} MB, "
+            f"{', '.join(['the tokenizer', *self.evaluation_sets])} are here; preprocess needs no network"
+        )
+
+
+def fetch(experiment: Experiment, workspace: Workspace) -> Fetched:
+    """Put what comes from a network, and a tokenizer that is trained, into the workspace.
 
     Raises:
         DataError: the corpus or the tokenizer cannot be had.
@@ -171,9 +188,7 @@ def fetch(experiment: Experiment, workspace: Workspace) -> str:
     for name, one in experiment.evaluation_sets().items():
         with errors_of(name):
             plan_units(one, workspace.sources())
-    megabytes = sum(unit.bytes() for unit in plan.units) / 1e6
-    sets = ", ".join(["the tokenizer", *experiment.evaluation_sets()])
-    return f"{dataset}: {len(plan.units):,} units of {megabytes:,.0f} MB, {sets} are here; preprocess needs no network"
+    return Fetched(dataset, plan, tuple(experiment.evaluation_sets()))
 
 
 def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, progress: Progress) -> Plan | None:
@@ -235,10 +250,14 @@ def tasks_of(units: tuple[Unit, ...], tasks: int, task: int) -> list[Unit]:
     """
     if task >= tasks:
         raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
-    total, before, chosen = sum(unit.bytes() for unit in units), 0, []
-    for unit in units:
-        middle = before + unit.bytes() / 2
-        if min(int(middle * tasks / max(total, 1)), tasks - 1) == task:
-            chosen.append(unit)
-        before += unit.bytes()
-    return chosen
+    return [unit for unit, number in zip(units, task_numbers(units, tasks), strict=True) if number == task]
+
+
+def task_numbers(units: Sequence[Unit], tasks: int) -> list[int]:
+    """Which task each unit belongs to, out of so many."""
+    sizes, before, numbers = [unit.bytes() for unit in units], 0, []
+    total = max(sum(sizes), 1)
+    for size in sizes:
+        numbers.append(min(int((before + size / 2) * tasks / total), tasks - 1))
+        before += size
+    return numbers

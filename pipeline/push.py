@@ -1,6 +1,5 @@
 """exported checkpoints -> their revisions on the Hub, and models.json: the published runs of the experiment."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mistral.config import Experiment
 from mistral.errors import EnvironmentProblem, Findings, ManifestError
-from mistral.files import write_bytes
 from mistral.manifest import Manifest, Record
 from mistral.pace import Pace
 from mistral.progress import Progress
+from mistral.registry import write_registry
 from mistral.workspace import Workspace
 from pipeline.context import Context
 from pipeline.export import export
@@ -62,7 +61,7 @@ def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int]
 
 
 def withdraw_others(context: Context, seed: str) -> None:
-    """Take back what was exported for another organization, so that it is exported again: model cards name it."""
+    """Take back what was exported for another organization or in another dtype, so that it is exported again."""
     from mistral.hub import card_config, withdraw_export
     from mistral.publishing import revisions
 
@@ -70,9 +69,10 @@ def withdraw_others(context: Context, seed: str) -> None:
     recorded = revisions(context.manifest, run)
     others = [record for record in recorded if record.config != card_config(context.experiment)]
     if others:
-        organization = context.experiment.export.organization
+        chosen = context.experiment.export
         context.progress.say(
-            f"{run}: exporting {len(others)} checkpoints again, as their cards do not name {organization}"
+            f"{run}: exporting {len(others)} checkpoints again, as their cards do not name {chosen.organization}, or "
+            f"their tensors are not {chosen.dtype}"
         )
     for record in others:
         withdraw_export(context.manifest, record)
@@ -100,7 +100,7 @@ def push(
     Raises:
         ConfigError: no organization is named, or there is no such seed.
         EnvironmentProblem: there is no token, or the Hub refuses a call or cannot be reached.
-        ManifestError: a run has no exported checkpoint, or its model cards name another organization.
+        ManifestError: a run has no exported checkpoint, or some were exported for another organization or dtype.
         Findings: some revisions were refused; lists them.
     """
     token = require_destination(experiment)
@@ -119,24 +119,23 @@ def push(
 
     hub = Hub(token, progress)
     pace = Pace(workspace.commits(), experiment.export.commits_per_hour)
-    publisher = Publisher(hub, manifest, pace, progress)
+    publisher = Publisher(hub, manifest, pace, progress, experiment.export.tag)
     places = repositories(experiment, recorded)
     outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in recorded]
     refused = [line for outcome in outcomes for line in outcome.refused]
     pushed = tuple(f"{outcome.repository}@{branch}" for outcome in outcomes for branch in outcome.pushed)
     if refused:
         raise Findings(f"found revisions that cannot be published, {len(pushed)} were:\n" + "\n".join(refused))
-    write_registry(experiment, manifest, hub)
-    return PushSummary(
-        pushed, sum(outcome.already for outcome in outcomes), workspace.relative(workspace.registry(experiment.name))
-    )
+    path = workspace.registry(experiment.name)
+    write_registry(path, registry(experiment, manifest, hub, public))
+    return PushSummary(pushed, sum(outcome.already for outcome in outcomes), workspace.relative(path))
 
 
 def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Sequence[int]) -> list[Record]:
     """The exported checkpoints of a seed, by number.
 
     Raises:
-        ManifestError: there is none of a step that was asked for, or their cards name another organization.
+        ManifestError: there is none of a step that was asked for, or some are for another organization or dtype.
     """
     from mistral.hub import card_config
     from mistral.publishing import revisions
@@ -153,20 +152,36 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
     others = [record.key[-1] for record in found if record.config != card_config(experiment)]
     if others:
         raise ManifestError(
-            f"{run}: found {len(others)} checkpoints that were exported for another export.organization ({others[0]}), "
-            f"expected {experiment.export.organization}, which their model cards must name\n"
+            f"{run}: found {len(others)} checkpoints that were exported for another export.organization or in another "
+            f"export.dtype ({others[0]}), expected {experiment.export.organization} and {experiment.export.dtype}, as "
+            "their model cards tell these\n"
             f"  run: mistral-pipeline export {experiment.name} --push"
         )
     return found
 
 
-def write_registry(experiment: Experiment, manifest: Manifest, hub: "Hub") -> None:
-    """Write models.json: each published run of the experiment, and the commit of each of its revisions."""
+def registry(experiment: Experiment, manifest: Manifest, hub: "Hub", public: bool) -> dict[str, Any]:
+    """What models.json tells of the cohort, whose collection then has all its published runs."""
+    from mistral.publishing import collect
+
+    models, organization = published_models(experiment, manifest, hub), experiment.export.organization
+    collection = collect(hub, experiment, [f"{organization}/{model['run']}" for model in models], public)
+    return {
+        "experiment": experiment.name,
+        "organization": organization,
+        "collection": collection.url if collection else None,
+        "models": models,
+    }
+
+
+def published_models(experiment: Experiment, manifest: Manifest, hub: "Hub") -> list[dict[str, Any]]:
+    """Each published run of the experiment as models.json tells it, with the commit of each of its revisions."""
     from mistral.publishing import repositories, revisions
 
-    models = []
+    models, tag = [], experiment.export.tag
     for seed, repository in repositories(experiment, experiment.seeds).items():
-        heads = hub.branches(repository) or {}
+        refs = hub.refs(repository)
+        heads = refs.branches if refs else {}
         names = [record.key[-1] for record in revisions(manifest, experiment.run_name(seed)) if record.key[-1] in heads]
         if names:
             models.append(
@@ -175,12 +190,11 @@ def write_registry(experiment: Experiment, manifest: Manifest, hub: "Hub") -> No
                     "seed": {"name": seed, **experiment.seeds[seed].model_dump()},
                     "url": hub.url(repository),
                     "main": names[-1],
+                    "tag": tag if refs and tag in refs.tags else None,
                     "revisions": {name: heads[name] for name in names},
                 }
             )
-    body = {"experiment": experiment.name, "organization": experiment.export.organization, "models": models}
-    text = json.dumps(body, indent=2) + "\n"
-    write_bytes(manifest.workspace.registry(experiment.name), text.encode())
+    return models
 
 
 def require_destination(experiment: Experiment) -> str:

@@ -87,7 +87,7 @@ def verify_remote(experiment: Experiment | None, workspace: Workspace, progress:
     """
     if experiment is None:
         raise ConfigError("found --remote without EXPERIMENT, expected the one that is published; name it")
-    from mistral.audit import Audit
+    from mistral.audit import Audit, uncollected
     from mistral.publishing import repositories, revisions
     from mistral.remote import Hub
 
@@ -97,10 +97,13 @@ def verify_remote(experiment: Experiment | None, workspace: Workspace, progress:
     cohort = [record for found in recorded.values() for record in found]
     if not cohort:
         return [f"{experiment.name}: found no exported checkpoint, expected some to compare; run export"]
-    audit = Audit(Hub(token or None, progress), manifest, cohort, progress)
-    return [
-        problem for seed, place in places.items() if recorded[seed] for problem in audit.problems(place, recorded[seed])
-    ]
+    hub, chosen = Hub(token or None, progress), experiment.export
+    audit = Audit(hub, manifest, cohort, progress, chosen.tag)
+    published = {place: recorded[seed] for seed, place in places.items() if recorded[seed]}
+    problems = [problem for place, found in published.items() for problem in audit.problems(place, found)]
+    if chosen.organization and chosen.collection:
+        problems += uncollected(hub, chosen.organization, chosen.collection, published)
+    return problems
 
 
 def still_true(manifest: Manifest, records: Records, problems: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """one attempt of a task in a Slurm job -> its ranks, its owner, why it ended, and whether it is run again.
 
 workspace/jobs/attempts/<job>/0002.begin   attempt 2 (Slurm's restart count): what of its task was recorded by then
-workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file
+workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file; of the last attempt of a
+                                           crash loop, why the job is not run again
 
 Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
 script asks `again`, once its step has ended; attempts that make no progress are bounded either way.
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral.errors import EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
-from mistral.files import canonical_json, publish_bytes, read_json, remove_folder
+from mistral.files import canonical_json, publish_bytes, read_json, remove_folder, write_bytes
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 from pipeline import local
@@ -200,7 +201,12 @@ def again(workspace: Workspace, code: int) -> None:
     left = asked and not queue.is_preempted(this.job)
     if left or queue.states_of(this.job) not in (None, ["RUNNING"]):
         raise Stopped(f"{reason}\n  it is left as it is")
-    this.refuse_futile(Manifest(workspace))
+    try:
+        this.refuse_futile(Manifest(workspace))
+    except Findings as error:
+        over = {**end, "code": error.exit_code, "reason": f"Findings: {error}"}
+        write_bytes(this.path("end"), canonical_json(over))
+        raise
     objection = queue.requeue(this.job)
     raise Stopped(f"{reason}\n  {f'it cannot be requeued: {objection}' if objection else 'it waits to run again'}")
 

@@ -1,47 +1,30 @@
-"""jobs of an experiment -> what they do now, why they ended, and the end of their logs."""
+"""jobs of an experiment -> what they do until the last one has ended, and their logs."""
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from submitit.core.utils import JobPaths
 
 from mistral.errors import ConfigError, EnvironmentProblem
-from mistral.files import read_json
 from mistral.progress import Progress
 from mistral.workspace import Workspace
 from slurm import queue, submissions
-from slurm.submissions import Active, Submission
+from slurm.submissions import Active
 
 ASK_SECONDS = 10.0
 ENDED_AFTER, CONFIRM_SECONDS = 3, 2.0  # answers without a job: one whose node failed is out of the queue for a moment
 
 
-@dataclass(frozen=True)
-class Row:
-    """One task that waits or runs."""
-
-    stage: str
-    name: str
-    job: str
-    state: str
-    reason: str
-
-
 def active(workspace: Workspace, experiment: str | None = None, stage: str | None = None) -> list[Active] | None:
     """The tasks that wait or run, by at most one call of squeue; None if Slurm does not answer."""
-    recorded = [s for s in submissions.recorded(workspace, experiment) if stage in (None, s.stage)]
-    if not recorded:
+    if not any(submissions.folders(workspace, one) for one in submissions.STAGES):
         return []
     jobs = queue.my_jobs()
-    return None if jobs is None else submissions.active(recorded, jobs)
-
-
-def rows(tasks: Sequence[Active]) -> list[Row]:
-    """For a table."""
-    return [Row(t.submission.stage, t.name, t.job.label, t.job.state.lower(), t.job.reason) for t in tasks]
+    if jobs is None:
+        return None
+    return [task for task in submissions.active(workspace, experiment, jobs) if stage in (None, task.submission.stage)]
 
 
 def follow(workspace: Workspace, experiment: str, progress: Progress, ask_seconds: float = ASK_SECONDS) -> None:
@@ -58,27 +41,15 @@ def follow(workspace: Workspace, experiment: str, progress: Progress, ask_second
         time.sleep(CONFIRM_SECONDS if quiet else ask_seconds)
 
 
-def why_ended(workspace: Workspace, submission: Submission, task: int) -> str:
-    """What the last attempt of a task left as its reason; empty if it left none."""
-    job = submission.job()
-    if job is None or task not in submission.tasks:
-        return ""
-    label = submission.label(job, submission.tasks.index(task))
-    ends = sorted((workspace.root / "jobs" / "attempts" / label).glob("*.end"))
-    return str(read_json(ends[-1])["reason"]) if ends else ""
-
-
 def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, rank: int) -> Path:
     """The newest log of a task.
 
     Raises:
         ConfigError: no job of it was submitted from this workspace.
     """
-    for submission in reversed([s for s in submissions.recorded(workspace, experiment) if s.stage == stage]):
-        job = submission.job()
-        wanted = name or submission.names[0]
-        if job is not None and wanted in submission.names:
-            label = submission.label(job, submission.names.index(wanted))
+    for submission in submissions.recorded(workspace, experiment, stage):
+        label = submission.label_of(name or submission.names[0])
+        if label is not None:
             path: Path = JobPaths(submission.folder, label, rank).stderr
             if path.exists():
                 return path

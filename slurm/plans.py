@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mistral.corpus import Plan as Corpus
 from mistral.corpus import plan_units
 from mistral.dataset import SEAL, unit_names
+from mistral.deduplication import DUPLICATES
 from mistral.errors import ConfigError
 from pipeline import export
 from pipeline.context import Context
-from pipeline.preprocess import tasks_of
+from pipeline.preprocess import task_numbers
 from pipeline.train import is_complete
 from slurm.attempt import ATTEMPTS, Goal
 from slurm.submit import Plan
@@ -24,11 +26,12 @@ class Choice:
     flags: Sequence[str] = ()
 
 
-def make_plans(context: Context, stages: Sequence[str], choice: Choice) -> list[Plan]:
-    """The missing tasks of some stages."""
+def make_plans(context: Context, stages: Sequence[str], choice: Choice, corpus: Corpus | None = None) -> list[Plan]:
+    """The missing tasks of some stages; the units of the corpus may be known already."""
     found = []
     if "preprocess" in stages:
-        found.append(preprocess_plan(context, choice))
+        plan = preprocess_plan(context, choice, corpus)
+        found += [plan] * passes_over(context)
     if "train" in stages:
         found.append(train_plan(context, choice))
     if "export" in stages:
@@ -36,7 +39,7 @@ def make_plans(context: Context, stages: Sequence[str], choice: Choice) -> list[
     return found
 
 
-def preprocess_plan(context: Context, choice: Choice) -> Plan:
+def preprocess_plan(context: Context, choice: Choice, corpus: Corpus | None = None) -> Plan:
     """The tasks with units that are not recorded; the last one also prepares the evaluation sets, and seals.
 
     Raises:
@@ -45,13 +48,22 @@ def preprocess_plan(context: Context, choice: Choice) -> Plan:
     experiment, manifest = context.experiment, context.manifest
     total = choice.tasks or context.cluster.stages.preprocess.tasks
     numbers: list[int] = []
+    planned = None
     if any(manifest.find("preprocess", (name, SEAL)) is None for name in experiment.dataset_names()):
         recorded = set(unit_names(manifest, experiment.data.dataset_name()))
-        units = plan_units(experiment, context.workspace.sources()).units
-        numbers = [n for n in range(total - 1) if any(u.name not in recorded for u in tasks_of(units, total, n))]
-        numbers.append(total - 1)
+        units = (corpus or plan_units(experiment, context.workspace.sources())).units
+        planned = len(units)
+        owners = zip(units, task_numbers(units, total), strict=True)
+        numbers = sorted({number for unit, number in owners if unit.name not in recorded} | {total - 1})
     names = tuple((number, f"task {number} of {total}") for number in numbers)
-    return Plan("preprocess", names, ("--tasks", str(total)))
+    return Plan("preprocess", names, ("--tasks", str(total)), planned)
+
+
+def passes_over(context: Context) -> int:
+    """How often the tasks of preprocess run: where duplicates are to be found, all have hashed before any packs."""
+    data = context.experiment.data
+    hashed = data.deduplicate == "none" or context.manifest.find("preprocess", (data.dataset_name(), DUPLICATES))
+    return 1 if hashed else 2
 
 
 def train_plan(context: Context, choice: Choice) -> Plan:
@@ -87,7 +99,7 @@ def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
     scheduled = set(experiment.scheduled_steps())
     there = {seed: found | scheduled if ahead else found for seed, found in recorded.items()}
     planned = export.plan_units(experiment, there, steps)
-    done = {seed: set(manifest.names("export", (experiment.run_name(seed),))) for seed in recorded}
+    done = {seed: export.exported_names(experiment, manifest, seed) for seed in recorded}
     left = [step in there[seed] and f"checkpoint-{step}" not in done[seed] for seed, step in planned]
     cuts = [len(planned) * number // total for number in range(total + 1)]
     numbers = [number for number in range(total) if any(left[cuts[number] : cuts[number + 1]])]

@@ -5,14 +5,14 @@ workspace/jobs/<stage>/000007-3fa9c1d2/
   experiment.yaml   the resolved configs, which the tasks read: what is edited later changes no job that waits
   cluster.yaml
   job.json          after it: Slurm's number. Where it is missing, the job is found by its comment, the folder's name
-  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's
+  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's; the pickles of an array are links to one file
 """
 
 import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from pipeline.context import Context
 from slurm.queue import Job
 
 PRIVATE = 0o700
+STAGES = ("preprocess", "train", "export")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Submission:
     tasks: tuple[int, ...]  # the task numbers, by index in the array
     names: tuple[str, ...]  # what each is called: a run, or `task 3 of 8`
     flags: tuple[str, ...]  # of the command line, besides the configs, the workspace and the number
+    planned: int | None = None  # units of the stage in all, recorded or not
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -63,6 +65,11 @@ class Submission:
     def index_of(self, label: str) -> int:
         """The index in the array of the job `12_3`."""
         return int(label.partition("_")[2] or 0)
+
+    def label_of(self, name: str) -> str | None:
+        """The job of the task of that name, as Slurm's commands call it; None if it is not known."""
+        job = self.job() if name in self.names else None
+        return None if job is None else self.label(job, self.names.index(name))
 
     def record(self, job: str) -> None:
         """Write down the number that sbatch gave."""
@@ -97,7 +104,13 @@ def jobs_folder(workspace: Workspace, stage: str) -> Path:
     return folder
 
 
-def create(context: Context, stage: str, units: Sequence[tuple[int, str]], flags: Sequence[str]) -> Submission:
+def create(
+    context: Context,
+    stage: str,
+    units: Sequence[tuple[int, str]],
+    flags: Sequence[str],
+    planned: int | None = None,
+) -> Submission:
     """Write down what is about to be submitted.
 
     Args:
@@ -105,13 +118,14 @@ def create(context: Context, stage: str, units: Sequence[tuple[int, str]], flags
         stage: preprocess, train or export.
         units: number and name of each task.
         flags: of the command line of each task.
+        planned: units of the stage in all, where that is not told by the config.
     """
     parent = jobs_folder(context.workspace, stage)
-    number = max((int(path.name.partition("-")[0]) for path in parent.glob("[0-9]*-*")), default=0) + 1
+    number = max((int(path.name.partition("-")[0]) for path in folders(context.workspace, stage)), default=0) + 1
     folder = parent / f"{number:06d}-{secrets.token_hex(4)}"
     folder.mkdir(mode=PRIVATE)
     tasks, names = zip(*units, strict=True)
-    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags))
+    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags), planned)
     write_bytes(folder / "experiment.yaml", to_yaml(context.experiment).encode())
     write_bytes(folder / "cluster.yaml", to_yaml(context.cluster).encode())
     told = {name: value for name, value in asdict(submission).items() if name != "folder"}
@@ -119,21 +133,52 @@ def create(context: Context, stage: str, units: Sequence[tuple[int, str]], flags
     return submission
 
 
-def recorded(workspace: Workspace, experiment: str | None = None) -> list[Submission]:
-    """All submissions of an experiment, or of the workspace, oldest first within their stage."""
-    found = []
-    for path in sorted((workspace.root / "jobs").glob("*/*/submission.json")):
-        told = read_json(path)
-        if experiment in (None, told["experiment"]):
-            lists = (tuple(told[name]) for name in ("tasks", "names", "flags"))
-            found.append(Submission(path.parent, told["stage"], told["experiment"], *lists))
-    return found
+def folders(workspace: Workspace, stage: str) -> list[Path]:
+    """The submissions of a stage, newest first; lists one folder and reads no file."""
+    try:
+        found = [path for path in (workspace.root / "jobs" / stage).iterdir() if path.name[0].isdecimal()]
+    except FileNotFoundError:
+        return []
+    return sorted(found, reverse=True)
 
 
-def active(submissions: Sequence[Submission], jobs: Sequence[Job]) -> list[Active]:
-    """The tasks of these submissions that Slurm knows; jobs of other workspaces are left out."""
-    by_comment = {submission.comment: submission for submission in submissions}
-    return [Active(by_comment[job.submission], job) for job in jobs if job.submission in by_comment]
+def read(folder: Path) -> Submission | None:
+    """A submission; None of one that died before it had written down what it submits."""
+    try:
+        told = read_json(folder / "submission.json")
+    except FileNotFoundError:
+        return None
+    tasks, names, flags = (tuple(told[name]) for name in ("tasks", "names", "flags"))
+    return Submission(folder, told["stage"], told["experiment"], tasks, names, flags, told.get("planned"))
+
+
+def recorded(
+    workspace: Workspace, experiment: str | None, stage: str, limit: int | None = None
+) -> Iterator[Submission]:
+    """Submissions of a stage, newest first; each is read when it is asked for.
+
+    Args:
+        workspace: from which they were submitted.
+        experiment: whose; of all unless given.
+        stage: preprocess, train or export.
+        limit: how many of the stage are looked at; all unless given.
+    """
+    found = map(read, folders(workspace, stage)[:limit])
+    return (one for one in found if one is not None and experiment in (None, one.experiment))
+
+
+def active(workspace: Workspace, experiment: str | None, jobs: Iterable[Job]) -> list[Active]:
+    """The tasks that Slurm knows, of one experiment or of all, by submission, the oldest first.
+
+    Reads only the submissions that these belong to. Jobs of other workspaces are left out.
+    """
+    by_comment: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_comment.setdefault(job.submission, []).append(job)
+    listed = [folder for stage in STAGES for folder in reversed(folders(workspace, stage))]
+    known = [folder for folder in listed if folder.name in by_comment]
+    found = [one for one in map(read, known) if one is not None and experiment in (None, one.experiment)]
+    return [Active(submission, job) for submission in found for job in by_comment[submission.comment]]
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """the missing tasks of stages -> submitit arrays, each in its dependency; or the text that sbatch would get.
 
-submitit writes and launches. An array's index finds its task in the submission's record: the tasks that are missing
-keep the numbers that they have in the stage.
+submitit writes and launches. An array's index finds its task in the numbers that are pickled for all of them: the tasks
+that are missing keep the numbers that they have in the stage.
 """
 
 import contextlib
+import functools
+import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +20,16 @@ from submitit.slurm import slurm as submitit_slurm
 
 from mistral.config import ArrayStage, Cluster, TrainStage
 from mistral.errors import EnvironmentProblem
+from mistral.files import temporary_beside
 from pipeline.context import Context
 from slurm import queue, submissions
 from slurm.submissions import Submission
-from slurm.task import Task
+from slurm.task import Tasks
 
-# How a stage waits for the one before it: train for a whole dataset, export for whatever was trained.
-WAITS = {"preprocess": "", "train": "afterok", "export": "afterany"}
+# How a plan waits for the one before it: preprocess for its own first pass, train for a whole dataset, export for
+# whatever was trained.
+WAITS = {"preprocess": "afterok", "train": "afterok", "export": "afterany"}
+SHOWN = 10  # names of tasks in a line
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
@@ -35,6 +40,7 @@ class Plan:
     stage: str
     units: tuple[tuple[int, str], ...]
     flags: tuple[str, ...]
+    planned: int | None = None  # units of the stage in all, where that is not told by the config
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,10 @@ class Job:
     def line(self) -> str:
         """For people."""
         what = "found" if self.found else "submitted"
-        return f"{self.stage}: {what} job {self.number} ({', '.join(self.names)}), logs in {self.submission.folder}"
+        names = ", ".join(self.names)
+        if len(self.names) > SHOWN:
+            names = f"{len(self.names)} tasks: {self.names[0]} ... {self.names[-1]}"
+        return f"{self.stage}: {what} job {self.number} ({names}), logs in {self.submission.folder}"
 
 
 def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
@@ -76,15 +85,16 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
                 "found no answer from squeue, expected Slurm's list of jobs; nothing was submitted\n"
                 "  check sinfo and scontrol ping, then run the same command again"
             )
-        active = submissions.active(submissions.recorded(context.workspace, context.experiment.name), known)
+        active = submissions.active(context.workspace, context.experiment.name, known)
+        longest = functools.cache(queue.max_array_size)  # asked for once, and only if something is submitted
         before: list[str] = []
         for plan in plans:
             there = [task for task in active if task.submission.stage == plan.stage]
             _refuse_other_cut(plan, there)
             found, busy = _attach(there), {task.task for task in there}
             missing = [unit for unit in plan.units if unit[0] not in busy]
-            new = _submit_arrays(context, plan, missing, before)
-            jobs += found + new
+            new = _submit_arrays(context, plan, missing, before, longest)
+            jobs += [job for job in found + new if job not in jobs]  # both passes of preprocess find the same ones
             before = [job.number for job in found + new]
     return jobs
 
@@ -106,8 +116,8 @@ def _refuse_other_cut(plan: Plan, there: Sequence[submissions.Active]) -> None:
 def _attach(active: Sequence[submissions.Active]) -> list[Job]:
     """Jobs that wait or run already; what a submission that was interrupted left undone is done now."""
     found = []
-    for submission in dict.fromkeys(task.submission for task in active):
-        tasks = [task for task in active if task.submission == submission]
+    for submission, group in itertools.groupby(active, key=lambda task: task.submission):
+        tasks = list(group)
         number = tasks[0].job.label.partition("_")[0]
         _finish(submission, number)
         found.append(Job(submission.stage, number, tuple(task.name for task in tasks), submission, found=True))
@@ -116,26 +126,35 @@ def _attach(active: Sequence[submissions.Active]) -> list[Job]:
 
 def _finish(submission: Submission, number: str) -> None:
     """Give each task of a job its pickle, and the submission its number, where they are missing."""
-    for index, task in enumerate(submission.tasks):
-        path = JobPaths(submission.folder, submission.label(number, index)).submitted_pickle
-        if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            DelayedSubmission(_task(submission, task)).dump(temporary)
-            temporary.replace(path)
+    there = {path.name for path in submission.folder.iterdir()}
+    pattern: str = JobPaths(submission.folder).submitted_pickle.name
+    names = [pattern.replace("%j", submission.label(number, index)) for index in range(len(submission.tasks))]
+    if missing := [name for name in names if name not in there]:
+        shared = temporary_beside(submission.folder / "tasks.pkl")
+        DelayedSubmission(Tasks(submission.arguments, submission.tasks)).dump(shared)
+        for name in missing:  # links, as thousands of files take their time and their share of a quota
+            (submission.folder / name).hardlink_to(shared)
+        shared.unlink()
     submission.record(number)
 
 
-def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> list[Job]:
+def _submit_arrays(
+    context: Context,
+    plan: Plan,
+    units: Sequence[tuple[int, str]],
+    before: Sequence[str],
+    longest: Callable[[], int],
+) -> list[Job]:
     """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
-    longest = queue.max_array_size() if units else 1
+    size = longest() if units else 1
     jobs: list[Job] = []
-    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before and WAITS[plan.stage] else ""
-    for start in range(0, len(units), longest):
-        some = units[start : start + longest]
-        submission = submissions.create(context, plan.stage, some, plan.flags)
+    waits = f"{WAITS[plan.stage]}:{':'.join(before)}" if before else ""
+    for start in range(0, len(units), size):
+        some = units[start : start + size]
+        submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
         dependency = ",".join(filter(None, [waits, f"afterany:{jobs[-1].number}" if jobs else ""]))
         number = _launch(context, submission, dependency)
-        submission.record(number)
+        _finish(submission, number)
         jobs.append(Job(plan.stage, number, submission.names, submission, found=False))
     return jobs
 
@@ -143,19 +162,18 @@ def _submit_arrays(context: Context, plan: Plan, units: Sequence[tuple[int, str]
 def _launch(context: Context, submission: Submission, dependency: str) -> str:
     executor = submitit.SlurmExecutor(submission.folder)
     executor.update_parameters(**parameters(context, submission, dependency))
+    if len(submission.tasks) > 1:
+        executor.parameters["map_count"] = len(submission.tasks)
     try:
         with plain_environment():
-            jobs = executor.submit_array([_task(submission, number) for number in submission.tasks])
+            # What submit_array does, but for its pickles: it writes one for each of thousands of tasks.
+            job = executor._submit_command(executor._submitit_command_str)
     except (FailedSubmissionError, RuntimeError) as error:
         raise EnvironmentProblem(
             f"{submission.stage}: found that Slurm refuses the job: {str(error).strip()}\n"
             f"  check the cluster file {context.cluster.name}: partition, account, time and resources"
         ) from error
-    return str(jobs[0].job_id).partition("_")[0]
-
-
-def _task(submission: Submission, number: int) -> Task:
-    return Task((*submission.arguments, "--task", str(number)))
+    return str(job.job_id)
 
 
 @contextlib.contextmanager
@@ -226,7 +244,7 @@ def dry_run(context: Context, plans: Sequence[Plan]) -> str:
     texts, before = [], ""
     for plan in plans:
         if plan.units:
-            dependency = f"{WAITS[plan.stage]}:{before}" if before and WAITS[plan.stage] else ""
+            dependency = f"{WAITS[plan.stage]}:{before}" if before else ""
             tasks = ", ".join(f"{number} = {name}" for number, name in plan.units)
             texts.append(f"# {plan.stage}: {tasks}\n{sbatch_text(context, plan, dependency)}")
             before = plan.stage.upper()

@@ -63,11 +63,12 @@ class Attempt:
     """The ranks of one attempt, while they run and after."""
 
     told: Path
+    seconds: float
     processes: list[Any] = field(default_factory=list)
 
-    def codes(self, seconds: float = 120.0) -> list[int]:
+    def codes(self) -> list[int]:
         """Wait for all ranks as the launcher does; exit codes, negative for signals."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + self.seconds
         while any(process.is_alive() for process in self.processes):
             if any(process.exitcode for process in self.processes):
                 end = min(end, time.monotonic() + PATIENCE_SECONDS)
@@ -98,6 +99,7 @@ class Case:
     seed: str = "alias"
     allow_drift: bool = False
     told_as: str = "told"
+    seconds: float = 120.0  # that an attempt may take
 
     @property
     def experiment(self) -> Experiment:
@@ -124,7 +126,7 @@ class Case:
         """Start all ranks; the fates are those of ranks 0, 1 ..."""
         from pipeline.local import rank_environments
 
-        attempt = Attempt(self.told)
+        attempt = Attempt(self.told, self.seconds)
         shutil.rmtree(attempt.told, ignore_errors=True)
         attempt.told.mkdir(parents=True)
         for rank, environment in enumerate(rank_environments(self.ranks) if self.ranks > 1 else [{}]):

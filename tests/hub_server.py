@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 Files = dict[str, bytes]
+Reply = tuple[int, dict[str, str], bytes]  # status, headers, body
 
 
 class Hub:
@@ -57,7 +58,11 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool, asked: str = "") -> None:
         path = unquote(urlparse(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        status, headers, data = self._reply(path.strip("/").split("/"), asked)
+        self._send(self._reply(path.strip("/").split("/"), asked), body)
+
+    def _send(self, reply: Reply, body: bool) -> None:
+        """Send a status, headers, and a body if that is asked for."""
+        status, headers, data = reply
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
@@ -65,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
-    def _reply(self, parts: list[str], asked: str) -> tuple[int, dict[str, str], bytes]:
+    def _reply(self, parts: list[str], asked: str) -> Reply:
         if parts[0] == "api" and parts[1] in ("datasets", "models"):
             return self._api("/".join(parts[1:4]), parts[4:], asked)
         if "resolve" in parts:
@@ -74,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._file("/".join([*kind, *parts[:at]]), parts[at + 1], "/".join(parts[at + 2 :]))
         return 404, {}, b"{}"
 
-    def _api(self, repository: str, rest: list[str], asked: str) -> tuple[int, dict[str, str], bytes]:
+    def _api(self, repository: str, rest: list[str], asked: str) -> Reply:
         revision = "/".join(rest[1:2]) or "main"
         found = self.hub.find(repository, revision)
         if found is None:
@@ -89,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         name = repository.partition("/")[2]
         return as_json({"_id": "1", "id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
 
-    def _file(self, repository: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
+    def _file(self, repository: str, revision: str, name: str) -> Reply:
         found = self.hub.find(repository, revision)
         if found is None or name not in found[1]:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "EntryNotFound"}, b""
@@ -97,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}, data
 
 
-def as_json(value: object, status: int = 200) -> tuple[int, dict[str, str], bytes]:
+def as_json(value: object, status: int = 200) -> Reply:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 

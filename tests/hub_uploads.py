@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback that is written to: repositories, branches, LFS, commits; and what can go wrong."""
+"""A Hugging Face Hub on loopback that is written to: repositories, branches, tags, LFS, commits; and faults."""
 
 import base64
 import hashlib
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlparse
 
 import hub_server
-from hub_server import as_json, entry
+from hub_collections import Collections
+from hub_server import Reply, as_json, entry
 
-Reply = tuple[int, dict[str, str], bytes]
 OWN = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 
 
@@ -45,7 +45,11 @@ class Hub(hub_server.Hub):
         self.token = token
         self.private: dict[str, bool] = {}
         self.parents: dict[str, str | None] = {}
+        self.tags: dict[str, dict[str, str]] = {}
+        self.collections = Collections()
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
+        self.parts: dict[tuple[str, str], bytes] = {}  # of those that arrive in parts, by sha256 and number
+        self.part_bytes: int | None = None  # larger files are sent in parts of so many bytes, if it is given
         self.faults: list[Fault] = []
         self.kill: Kill | None = None
         self.lock = threading.RLock()
@@ -54,6 +58,7 @@ class Hub(hub_server.Hub):
         """A repository whose first commit holds no model."""
         self.private[repository] = private
         self.branches[repository] = {"main": self.add(repository, OWN, None)}
+        self.tags[repository] = {}
 
     def add(self, repository: str, files: hub_server.Files, parent: str | None) -> str:
         """A commit that no branch names yet."""
@@ -61,6 +66,10 @@ class Hub(hub_server.Hub):
         self.commits.setdefault(repository, {})[digest] = files
         self.parents[digest] = parent
         return digest
+
+    def find(self, repository: str, revision: str) -> tuple[str, hub_server.Files] | None:
+        """The commit that a branch, a tag or its own hash names."""
+        return super().find(repository, self.tags.get(repository, {}).get(revision, revision))
 
     def put(self, repository: str, branch: str, files: hub_server.Files) -> None:
         """Let a branch hold other files, as somebody else may."""
@@ -101,6 +110,10 @@ class Handler(hub_server.Handler):
         """Anything else that writes."""
         self._answer(body=True, asked=self._read())
 
+    def do_PATCH(self) -> None:
+        """The settings of a collection."""
+        self._answer(body=True, asked=self._read())
+
     def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -124,20 +137,15 @@ class Handler(hub_server.Handler):
             if what == "corrupt":
                 asked = self._corrupted(asked)
             done = not what or after or what == "corrupt"
-            status, headers, data = self._work(path, asked) if done else (0, {}, b"")
+            reply: Reply = self._work(path, asked) if done else (0, {}, b"")
             if kill:
                 os.kill(kill.pid, signal.SIGKILL)
                 return self._drop()
         if what == "drop":
             return self._drop()
         if what.isdigit():
-            status, headers, data = int(what), fault.headers, b"<html>an error page</html>"
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+            reply = int(what), fault.headers, b"<html>an error page</html>"
+        self._send(reply, body)
 
     def _killing(self) -> Kill | None:
         """The kill that is due now."""
@@ -163,11 +171,14 @@ class Handler(hub_server.Handler):
     def _work(self, path: str, asked: bytes) -> Reply:
         parts = path.strip("/").split("/")
         if parts[0] == "lfs":  # the address is the permission
-            return self._lfs(parts[1], asked)
+            return self._lfs(parts[1], parts[2:], asked)
         repository = "/".join(parts[1:4])
         known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         if "resolve" in parts:
             return self._file(f"models/{parts[0]}/{parts[1]}", parts[3], "/".join(parts[4:]))
+        if parts[1] == "collections":
+            request = (self.command, parts[2:], urlparse(self.path).query)
+            return self.hub.collections.answer(request, asked, known)
         if self.command != "GET":
             denied = as_json({"error": "Invalid username or password."}, 401)
             return self._write(repository, parts, asked) if known else denied
@@ -180,12 +191,17 @@ class Handler(hub_server.Handler):
         match rest:
             case ["refs"]:
                 refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
-                return as_json({"branches": refs, "converts": [], "tags": []})
+                tags = self.hub.tags[repository].items()
+                named = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": c} for t, c in tags]
+                return as_json({"branches": refs, "converts": [], "tags": named})
             case ["commits", branch]:
                 about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
                 return as_json([{"id": c, **about} for c in self.hub.history(repository, branches[branch])])
             case ["tree", revision] if found := self.hub.find(repository, revision):
                 return as_json([entry(name, data) for name, data in sorted(found[1].items())])
+            case ["revision", revision] if found := self.hub.find(repository, revision):
+                name = repository.partition("/")[2]
+                return as_json({"_id": "1", "id": name, "sha": found[0], "siblings": [], "tags": []})
             case []:
                 name, private = repository.partition("/")[2], self.hub.private[repository]
                 return as_json({"_id": "1", "id": name, "private": private, "siblings": [], "tags": []})
@@ -211,6 +227,10 @@ class Handler(hub_server.Handler):
                 return as_json({"error": "Reference already exists"}, 409)
             case ["branch", branch]:
                 self.hub.branches[repository][branch] = asked["startingPoint"]
+            case ["tag", _] if asked["tag"] in self.hub.tags[repository]:
+                return as_json({"error": "Tag reference exists already"}, 409)
+            case ["tag", revision]:
+                self.hub.tags[repository][asked["tag"]] = self.hub.find(repository, revision)[0]
             case ["preupload", _]:
                 modes = [
                     (f["path"], "lfs" if f["path"].endswith(".safetensors") else "regular") for f in asked["files"]
@@ -231,14 +251,27 @@ class Handler(hub_server.Handler):
         objects = []
         for wanted in asked["objects"]:
             here = f"http://{self.headers['Host']}/lfs/{wanted['oid']}"
-            actions = {"upload": {"href": here}, "verify": {"href": here}}
+            upload: dict[str, object] = {"href": here}
+            if size := self.hub.part_bytes:
+                numbers = range(1, -(-wanted["size"] // size) + 1)
+                places = {f"{number:05d}": f"{here}/{number:05d}" for number in numbers}
+                upload = {"href": f"{here}/complete", "header": {"chunk_size": str(size), **places}}
+            actions = {"upload": upload, "verify": {"href": here}}
             objects.append(wanted if wanted["oid"] in self.hub.objects else {**wanted, "actions": actions})
-        return as_json({"transfer": "basic", "objects": objects})
+        return as_json({"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": objects})
 
-    def _lfs(self, oid: str, asked: bytes) -> Reply:
-        """Take a large file; or tell whether it has arrived whole."""
+    def _lfs(self, oid: str, rest: list[str], asked: bytes) -> Reply:
+        """Take a large file, or a part of one; put parts together; or tell whether a file has arrived whole."""
+        if self.command == "PUT" and rest:
+            self.hub.parts[oid, rest[0]] = asked
+            return 200, {"ETag": f'"{hashlib.md5(asked).hexdigest()}"'}, b""
         if self.command == "PUT":
             self.hub.objects[oid] = asked
+        elif rest:
+            parts = [(self.hub.parts[oid, f"{p['partNumber']:05d}"], p["etag"]) for p in json.loads(asked)["parts"]]
+            if any(etag != f'"{hashlib.md5(part).hexdigest()}"' for part, etag in parts):
+                return as_json({"error": "a part differs from its etag"}, 400)
+            self.hub.objects[oid] = b"".join(part for part, _ in parts)
         elif hashlib.sha256(self.hub.objects[oid]).hexdigest() != oid:
             del self.hub.objects[oid]
             return as_json({"error": "the sha256 differs"}, 422)

@@ -4,40 +4,30 @@ import random
 from dataclasses import dataclass
 
 from hub_uploads import OWN, Hub
+from tiny import Tiny, tiny_config
 
-from mistral.config import Experiment
 from mistral.hub import card_config
-from mistral.manifest import Manifest, make_record
+from mistral.manifest import make_record
 from mistral.progress import Silent
 from pipeline.push import push
 from pipeline.verify import verify_remote
 
 TOKEN = "hf_canaryCANARYcanary"
-CONFIG = """
-name: tiny
-seeds: {alias: 21, battlestar: 49}
-data: {name: plays, source: {files: ["*.txt"]}, validation_fraction: 0.2}
-model: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 16}
-training: {max_steps: 50, global_batch_size: 4, micro_batch_size: 4, precision: fp32, learning_rate: 1.0e-2}
-checkpoints: {schedule: [[1, 50]]}
-export: {organization: crfm, commits_per_hour: 1000000}
-"""
+CONFIG = tiny_config(max_steps=50, every=1, export="{organization: crfm, commits_per_hour: 1000000}")
 ALIAS, BATTLESTAR = "crfm/alias-tiny-x21", "crfm/battlestar-tiny-x49"
 
 
 @dataclass
-class Exported:
+class Exported(Tiny):
     """A workspace with exported folders of a few bytes each, and the Hub that they go to."""
 
-    experiment: Experiment
-    manifest: Manifest
     hub: Hub
 
     def export(self, seed: str, *steps: int) -> None:
         """Record folders that look like exported ones."""
         run = self.experiment.run_name(seed)
         for step in steps:
-            folder = self.manifest.workspace.export(run, step)
+            folder = self.workspace.export(run, step)
             folder.mkdir(parents=True)
             (folder / "config.json").write_text('{"model_type": "gpt2"}')
             (folder / "README.md").write_text(f"# {run}, checkpoint {step}\n")
@@ -52,14 +42,14 @@ class Exported:
 
     def push(self, **options) -> tuple[str, ...]:
         """What was published."""
-        return push(self.experiment, self.manifest.workspace, Silent(), **options).pushed
+        return push(self.experiment, self.workspace, Silent(), **options).pushed
 
     def problems(self) -> list[str]:
         """What verify finds."""
-        return verify_remote(self.experiment, self.manifest.workspace, Silent())
+        return verify_remote(self.experiment, self.workspace, Silent())
 
     def expected(self, seed: str, *steps: int) -> dict[str, dict[str, bytes]]:
         """What the Hub must hold."""
-        folders = {step: self.manifest.workspace.export(self.experiment.run_name(seed), step) for step in steps}
+        folders = {step: self.workspace.export(self.experiment.run_name(seed), step) for step in steps}
         files = {s: OWN | {path.name: path.read_bytes() for path in f.iterdir()} for s, f in folders.items()}
         return {f"checkpoint-{step}": files[step] for step in steps} | {"main": files[max(steps)]}

@@ -6,40 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tiny import Tiny, tiny_config
 
 from mistral.checkpoints import Checkpoints
 from mistral.cohort import begin, begin_facts
-from mistral.config import Experiment
 from mistral.lease import acquire
 from mistral.manifest import Manifest, Record, make_record
 from mistral.model import build_model, gpt2_config
 from mistral.progress import Silent
-from mistral.workspace import Workspace
 from pipeline.export import ExportSummary, export
 
 VOCABULARY, END_OF_TEXT = 512, 0
 STEPS = (0, 2, 4)
-CONFIG = """
-name: tiny
-seeds: {alias: 21, battlestar: 49}
-data: {name: plays, source: {files: ["*.txt"]}, validation_fraction: 0.2}
-model: {n_layer: 2, n_head: 2, n_embd: 32, n_positions: 16}
-training: {max_steps: 4, global_batch_size: 4, micro_batch_size: 4, precision: fp32, learning_rate: 1.0e-2}
-checkpoints: {schedule: [[2, 4]]}
-"""
+CONFIG = tiny_config(max_steps=4, every=2)
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass
+class Trained(Tiny):
     """A workspace with a sealed dataset, in which runs can be recorded as training records them."""
 
-    experiment: Experiment
-    manifest: Manifest
     dataset: Record
-
-    @property
-    def workspace(self) -> Workspace:
-        return self.manifest.workspace
 
     def export(self, **options) -> ExportSummary:
         return export(self.experiment, self.workspace, Silent(), **options)

@@ -37,6 +37,7 @@ checkpoints: {{schedule: [[2, 20], [5, {steps}]], resume_every_steps: 7, keep_re
 evaluation: {{every_steps: 10, max_sequences: 16}}
 """
 STEPS_PER_ATTEMPT = 15  # at most, so that the run does not end before it was killed often enough
+SECONDS = 7200.0  # that the undisturbed run may take
 SIGNALS = [signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGUSR2]
 
 
@@ -82,7 +83,7 @@ def prepare(folder: Path, text: str, ranks: int) -> Case:
     )
     (folder / "soak.yaml").write_text(text, encoding="utf-8")
     preprocess(load_experiment(str(folder / "soak.yaml")), Workspace(folder / "undisturbed"), Silent())
-    return Case(folder / "soak.yaml", folder / "undisturbed", ranks)
+    return Case(folder / "soak.yaml", folder / "undisturbed", ranks, seconds=SECONDS)
 
 
 def disturb(case: Case, kills: int, generator: random.Random) -> None:

@@ -69,7 +69,7 @@ def test_where_files_cannot_be_linked_they_are_copied(trained, monkeypatch):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         link(source, target)
 
-    monkeypatch.setattr("mistral.hub.os.link", refuse)
+    monkeypatch.setattr("mistral.tensorfiles.os.link", refuse)
     assert len(trained.export().exported) == 1
     path = trained.workspace.export(run, 0) / "model.safetensors"
     source = trained.workspace.weights(run, 0) / "model.safetensors"

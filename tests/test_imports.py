@@ -18,7 +18,7 @@ ALL_OF_MISTRAL = "mistral.*"
 
 IMPORTS = {
     "mistral": "",
-    "mistral.audit": "manifest progress publishing remote",
+    "mistral.audit": "manifest progress publishing remote tensorfiles",
     "mistral.batches": "config errors order shards",
     "mistral.checkpoints": "config engine errors files lease manifest workspace",
     "mistral.clusters": "section",
@@ -35,12 +35,14 @@ IMPORTS = {
     "mistral.errors": "",
     "mistral.evaluation": "config engine shards windows",
     "mistral.evaluationsets": "datasections section",
-    "mistral.evidence": "checkpoints config errors hub manifest model progress provenance records workspace",
+    "mistral.evidence": (
+        "checkpoints config errors manifest model parity progress provenance records tensorfiles workspace"
+    ),
     "mistral.files": "errors",
-    "mistral.hub": "cohort config errors files manifest metrics modelcard workspace",
+    "mistral.hub": "cohort config errors files manifest metrics modelcard parity tensorfiles workspace",
     "mistral.hubsource": "config errors files",
     "mistral.lease": "errors files",
-    "mistral.lineage": "cohort config dataset files manifest records workspace",
+    "mistral.lineage": "cohort config dataset files manifest records tensorfiles workspace",
     "mistral.lines": "corpus datasections documents errors passthrough",
     "mistral.loop": "batches checkpoints config engine model randomness run schedule shards windows",
     "mistral.manifest": "errors files provenance workspace",
@@ -51,14 +53,16 @@ IMPORTS = {
     "mistral.ordered": "",
     "mistral.packing": "config corpus documents files ordered shards splitting tokens",
     "mistral.pace": "files",
+    "mistral.parity": "errors manifest",
     "mistral.passthrough": "datasections documents files",
     "mistral.peek": "config corpus packing splitting tokens vocabulary workspace",
     "mistral.progress": "",
     "mistral.provenance": "mistral",
-    "mistral.publishing": "config errors manifest pace progress remote workspace",
+    "mistral.publishing": "config errors manifest pace progress remote tensorfiles workspace",
     "mistral.randomness": "",
     "mistral.readers": "corpus datasections documents errors hubsource lines passthrough",
     "mistral.records": "config dataset errors files manifest workspace",
+    "mistral.registry": "files",
     "mistral.remote": "errors pace progress",
     "mistral.run": "batches cohort config dataset engine errors files manifest metrics provenance shards workspace",
     "mistral.schedule": "config",
@@ -66,6 +70,7 @@ IMPORTS = {
     "mistral.sections": "errors section",
     "mistral.shards": "errors files",
     "mistral.splitting": "config corpus detokenize documents errors readers",
+    "mistral.tensorfiles": "errors manifest",
     "mistral.tokens": "errors files passthrough shards",
     "mistral.training": ALL_OF_MISTRAL,
     "mistral.units": (
@@ -77,6 +82,8 @@ IMPORTS = {
     "mistral.yamltext": "errors",
     "pipeline": "",
     "pipeline.cli": f"{ALL_OF_MISTRAL} pipeline.* slurm.*",
+    "pipeline.cli_inspect": f"{ALL_OF_MISTRAL} pipeline.options pipeline.reporter pipeline.status pipeline.verify "
+    "slurm.history",
     "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.options pipeline.preprocess "
     "pipeline.results pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
@@ -97,6 +104,7 @@ IMPORTS = {
     "slurm": "",
     "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.queue slurm.rendezvous slurm.submissions slurm.task",
     "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
+    "slurm.history": f"{ALL_OF_MISTRAL} pipeline.status slurm.queue slurm.submissions",
     "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
     "slurm.attempt slurm.submit",
     "slurm.queue": "errors",

@@ -1,5 +1,6 @@
 """Publishing ends in the recorded revisions, whatever goes wrong on the way, and tells nobody the token."""
 
+import itertools
 import json
 import random
 import signal
@@ -62,12 +63,14 @@ def test_the_registry_names_each_run_and_the_commit_of_each_revision(exported):
     path = exported.manifest.workspace.registry("tiny")
     registry = json.loads(path.read_text())
     heads = exported.hub.branches[f"models/{ALIAS}"]
+    assert (registry["experiment"], registry["organization"], registry["collection"]) == ("tiny", "crfm", None)
     assert [model["run"] for model in registry["models"]] == ["alias-tiny-x21", "battlestar-tiny-x49"]
     assert registry["models"][0] == {
         "run": "alias-tiny-x21",
         "seed": {"name": "alias", "init": 21, "data": 21, "dropout": 21},
         "url": f"{huggingface_hub.constants.ENDPOINT}/{ALIAS}",
         "main": "checkpoint-9",
+        "tag": None,
         "revisions": {name: heads[name] for name in ("checkpoint-0", "checkpoint-9")},
     }
 
@@ -124,6 +127,23 @@ def test_a_large_file_that_arrives_damaged_is_sent_again(exported):
     exported.push()
     assert exported.hub.made("^PUT /lfs/") == 3
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0)
+
+
+PARTS = ["^PUT /lfs/.*/00002", "^POST /lfs/.*/complete"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [*itertools.product(PARTS, ["503", "504-after", "drop", "drop-after"]), (PARTS[0], "corrupt")],
+)
+def test_a_large_file_that_is_sent_in_parts_arrives_whole(exported, request_, what):
+    exported.hub.part_bytes = 64
+    exported.export("alias", 0, 2)
+    exported.hub.faults = [Fault(request_, what, times=2)]
+    exported.push()
+    assert exported.hub.made("^PUT /lfs/.*/0000[1-4]$") == exported.hub.made("^PUT /lfs/") >= 8
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 2)
+    assert exported.problems() == []
 
 
 def test_a_commit_that_arrives_with_another_hash_is_told_and_main_stays_as_it_was(exported):

@@ -11,6 +11,7 @@ from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline import local
 from slurm import attempt, queue
+from slurm.history import past_of
 
 GOAL = attempt.Goal("train", (("run", "state"),), 2)
 
@@ -140,6 +141,9 @@ def test_a_crash_loop_ends_and_one_with_progress_does_not(job, tmp_path):
     with pytest.raises(Findings, match=r"found 2 attempts in a row without progress(.|\n)*OSError: crash 5"):
         attempt.again(workspace, 1)
     assert len(requeued) == 5
+    past = past_of(workspace, "12_3")
+    assert (past.attempts, past.code) == (6, Findings.exit_code)
+    assert "found 2 attempts in a row without progress" in past.reason
 
 
 def test_attempts_that_slurm_itself_repeats_are_bounded_too(job, tmp_path):

@@ -105,11 +105,18 @@ def test_a_second_call_attaches_and_finishes_what_a_crash_left_undone(cluster: D
     output = call(tiny, "preprocess")
     assert f"preprocess: found job {row['job']}" in output
     assert len(jobs_of(tiny)) == 1
-    assert "pending" in call(tiny, "status")
+    assert "preprocess tasks: 1 queued (" in call(tiny, "status")
     assert json.loads(call(tiny, "status", "--json"))["jobs"][0]["job"] == row["job"]
     ask("scontrol", "release", row["job"])
     wait_until(lambda: not jobs_of(tiny), "the end of the job")
     assert "nothing to do" in call(tiny, "preprocess")
+    assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
+
+
+def test_where_duplicates_are_to_be_found_one_call_hashes_then_packs(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny)
+    output = call(tiny, "preprocess", "--wait", "--set", "data.deduplicate=exact", "--set", "data.unit_megabytes=1")
+    assert [line.split(":")[0] for line in output.splitlines()[:2]] == ["preprocess", "preprocess"]
     assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
 
 
@@ -142,8 +149,8 @@ def test_an_array_is_cut_to_what_slurm_allows_and_its_parts_follow_each_other(
     assert f"Dependency=afterany:{jobs[0].number}" in second
     assert "ArrayTaskThrottle=1" in second
     path = jobs[1].submission.folder / f"{jobs[1].number}_1_submitted.pkl"
-    words = pickle.loads(path.read_bytes()).function.arguments
-    assert (words[0], words[-4:]) == ("preprocess", ("--tasks", "9", "--task", "5"))
+    tasks = pickle.loads(path.read_bytes()).function
+    assert (tasks.arguments[0], tasks.arguments[-2:], tasks.numbers) == ("preprocess", ("--tasks", "9"), (3, 5))
     assert sorted(task.task for task in follow.active(Workspace(tiny / "ws"), "tiny") or []) == [0, 2, 3, 5, 8]
     again = submit.submit(context, [plan])
     assert all(job.found for job in again)

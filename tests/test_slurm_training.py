@@ -22,7 +22,7 @@ import pytest
 from slurm_cluster import DevCluster, ask, cluster, wait_until  # noqa: F401  a fixture
 
 from mistral.workspace import Workspace
-from slurm import follow, submissions
+from slurm import history
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -369,8 +369,9 @@ def test_a_crash_loop_ends_after_its_bounded_attempts_and_says_why(scenes):
     assert len(scene.ends()) == 2
     log = "".join(path.read_text() for path in scene.workspace.glob("jobs/train/*/*.err"))
     assert "found 2 attempts in a row without progress, so it is not run again" in log
-    [submission] = submissions.recorded(Workspace(scene.workspace))
-    assert "Error: " in follow.why_ended(Workspace(scene.workspace), submission, 0)
+    past = history.past_of(Workspace(scene.workspace), scene.job)
+    assert (past.attempts, past.code) == (2, 3)
+    assert "Error: " in past.reason
 
 
 def test_a_dead_node_costs_no_more_than_the_steps_since_the_last_state(scenes, undisturbed):

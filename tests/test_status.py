@@ -7,7 +7,7 @@ import pytest
 from mistral.lease import acquire
 from mistral.manifest import Manifest
 from pipeline.local import process_owner
-from pipeline.status import last_step, status
+from pipeline.status import Job, Jobs, Past, last_step, queue_lines, status
 
 
 def log(trained, run: str, steps: int, rest: str = "") -> None:
@@ -122,3 +122,91 @@ def test_a_damaged_end_of_the_metrics_is_no_crash(trained, line):
     [row, _] = status(trained.experiment, trained.workspace).runs
     assert row.step in (2, 3)
     assert row.state == "stopped"
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+RUN = "alias-tiny-x21"
+
+
+def job(state: str, reason: str = "None", stage: str = "train", name: str = RUN) -> Job:
+    return Job(stage, name, "12_0", state, reason)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "state", "reason"),
+    [
+        (Jobs([job("pending", "Priority")]), "queued", "Priority"),
+        (Jobs([job("pending")]), "queued", None),
+        (Jobs([job("running")]), "running", None),  # it has not come to its lease yet
+        (Jobs([job("completing")]), "completing", None),
+        (Jobs([job("pending", "Priority", "export"), job("running", name="another")]), "stopped", None),
+        (Jobs([job("pending", "BeginTime")], past={RUN: Past("12_0", 2, None, "crash")}), "queued", "BeginTime"),
+        (Jobs(past={RUN: Past("12_0", 2, 3, "found 2 attempts\nin a row")}), "failed", "found 2 attempts\nin a row"),
+        (Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "failed", "ConfigError: no"),
+        (Jobs(past={RUN: Past("12_0", 1, 75, "Stopped: saved")}), "stopped", "Stopped: saved"),
+        (Jobs(past={RUN: Past("12_0", 1, None, "OSError")}), "stopped", "OSError"),
+        (Jobs(past={RUN: Past("12_0", 1, None, "")}), "stopped", None),
+        (Jobs(None, past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "unknown", None),
+        (Jobs(None), "stopped", None),  # it was never submitted
+    ],
+)
+def test_a_run_is_told_with_its_job(trained, jobs, state, reason):
+    trained.train("alias", [0, 2])
+    [run, _] = status(trained.experiment, trained.workspace, jobs).runs
+    assert (run.state, run.reason) == (state, reason)
+    if RUN in jobs.past:
+        assert (run.job, run.attempts) == ("12_0", jobs.past[RUN].attempts)
+
+
+def test_a_run_that_has_not_begun_is_told_with_its_job(trained):
+    def told(jobs: Jobs) -> tuple[str, str | None]:
+        row = status(trained.experiment, trained.workspace, jobs).runs[0]
+        return row.state, row.reason
+
+    assert told(Jobs([job("pending", "Dependency")])) == ("queued", "Dependency")
+    assert told(Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")})) == ("failed", "ConfigError: no")
+    assert told(Jobs(past={RUN: Past("12_0", 1, None, "it was killed")})) == ("not started", "it was killed")
+
+
+def test_a_job_owns_its_run_while_it_runs(trained):
+    folder = trained.workspace.run(trained.train("alias", [0, 2]))
+    acquire(folder, {"kind": "slurm", "job": "12_0", "restart": 1}, lambda _: False)
+
+    def state(jobs: Jobs) -> str:
+        return status(trained.experiment, trained.workspace, jobs).runs[0].state
+
+    assert state(Jobs(running=frozenset({"12_0"}))) == "running"
+    assert state(Jobs(running=frozenset())) == "stopped"
+    assert state(Jobs(None)) == "unknown"
+    assert state(Jobs(running=frozenset(), queue=[job("pending", "BeginTime")])) == "queued"
+    trained.train("alias")
+    assert state(Jobs(None, past={RUN: Past("12_0", 1, 1, "ConfigError: no")})) == "complete"
+
+
+def test_the_table_has_one_line_a_run_and_one_for_the_tasks_of_a_stage(trained):
+    trained.train("alias", [0, 2])
+    jobs = [job("pending", "Priority", "export", f"task {n} of 900") for n in range(900)]
+    jobs += [job("running", stage="export", name="task 900 of 1000"), job("pending", "Dependency")]
+    report = status(trained.experiment, trained.workspace, Jobs(jobs))
+    assert report.as_table().splitlines()[-3:] == [
+        "",
+        "export tasks: 900 queued (Priority), 1 running",
+        "train tasks: 1 queued (Dependency)",
+    ]
+    assert len(report.to_json()["jobs"]) == 902
+    assert queue_lines([]) == []
+    assert "unknown" in queue_lines(None)[-1]
+    long = Jobs(past={RUN: Past("12_0", 1, 1, "x" * 500 + "\nmore")})
+    assert max(map(len, status(trained.experiment, trained.workspace, long).as_table().splitlines())) < 320
+
+
+def test_how_many_units_there_will_be_is_told_once_preprocess_was_submitted(trained):
+    [seal] = trained.workspace.manifest().glob("preprocess/*/dataset.json")
+    seal.unlink()
+    dataset = trained.experiment.data.dataset_name()
+    report = status(trained.experiment, trained.workspace, Jobs(planned_units=64))
+    assert report.as_table().splitlines()[0] == f"{dataset}: 1 of 64 units, unfinished"
+    report = status(trained.experiment, trained.workspace)
+    assert report.as_table().splitlines()[0] == f"{dataset}: 1 units, unfinished"
+    assert report.planned_units is None

@@ -1,7 +1,10 @@
 """What would be submitted: the tasks that are missing, by their numbers, and the very text that sbatch gets."""
 
+import dataclasses
 import os
+import pickle
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from mistral.workspace import Workspace
 from pipeline.cli import cli
 from pipeline.context import Context
 from slurm import follow, plans, queue, submit
+from slurm.task import Tasks
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
@@ -52,6 +56,18 @@ def test_seeds_that_are_complete_are_left_out_and_the_others_keep_their_numbers(
     assert plans.train_plan(context, plans.Choice()).units == ((1, RUNS[1]),)
     assert plans.train_plan(context, plans.Choice(seeds=["alias"])).units == ()
     assert plans.train_plan(context, plans.Choice(flags=["--allow-drift"])).flags == ("--allow-drift",)
+
+
+def test_all_tasks_hash_before_any_packs_where_duplicates_are_to_be_found(context, packed):
+    shutil.rmtree(context.workspace.root / "manifest")
+    experiment = load_experiment(str(packed / "tiny.yaml"), ("training.global_batch_size=16", "data.deduplicate=exact"))
+    context = dataclasses.replace(context, experiment=experiment)
+    hashing, packing, _ = plans.make_plans(context, ("preprocess", "train"), plans.Choice())
+    assert hashing == packing
+    text = submit.dry_run(context, [hashing, packing])
+    assert [line for line in text.splitlines() if "--dependency" in line] == ["#SBATCH --dependency=afterok:PREPROCESS"]
+    record(context, "preprocess", experiment.data.dataset_name(), "duplicates")
+    assert plans.make_plans(context, ("preprocess",), plans.Choice()) == [hashing]
 
 
 def test_a_sealed_dataset_needs_no_task_and_an_unsealed_one_needs_the_last(context):
@@ -97,6 +113,18 @@ def test_a_log_is_followed_as_it_grows(tmp_path):
     with path.open("a") as file:
         file.write("two\n")
     assert next(lines) == "two"
+
+
+def test_an_index_of_an_array_becomes_the_task_that_was_missing(monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append(words[-4:]))
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: None)
+    tasks = pickle.loads(pickle.dumps(Tasks(("preprocess", "--tasks", "9"), (2, 5, 8))))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    tasks()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")  # a job that is no array has one task
+    tasks()
+    assert became == [["--tasks", "9", "--task", "5"], ["--tasks", "9", "--task", "2"]]
 
 
 def test_gpus_may_be_asked_for_by_kind(context):
