@@ -397,7 +397,7 @@ def test_a_crash_loop_ends_after_its_bounded_attempts_and_says_why(scenes):
     assert len(scene.ends()) == 2
     log = "".join(path.read_text() for path in scene.workspace.glob("jobs/train/*/*.err"))
     assert "found 2 attempts in a row without progress, so it is not run again" in log
-    past = history.past_of(Workspace(scene.workspace), scene.job)
+    past = history.past_of(Workspace(scene.workspace), scene.job, scene.job)
     assert (past.attempts, past.code) == (2, 3)
     assert "Error: " in past.reason
 
