@@ -209,7 +209,7 @@ def test_the_sbatch_scripts_give_the_same_bits(cluster: DevCluster, tiny: Path, 
 def test_each_rank_takes_a_gpu_of_its_own_however_slurm_binds_them(
     cluster: DevCluster, tmp_path: Path, binding: list[str], own: bool
 ):
-    """Two ranks on each of two nodes; the GPUs are no more than device files, so torch is not asked how many it sees."""
+    """Two ranks on each of two nodes; the GPUs are mere device files, so torch is not asked how many it sees."""
     script = (
         "import os, sys; from pathlib import Path; from slurm import rendezvous\n"
         "os.environ.update(rendezvous.join(os.environ, Path(sys.argv[1])))\n"
