@@ -18,10 +18,10 @@ import click
 
 from mistral import engine, training
 from mistral.config import load_experiment
-from mistral.engine import Ranks
 from mistral.loop import Loop
 from mistral.manifest import Manifest
 from mistral.progress import Silent
+from mistral.ranks import Ranks
 from mistral.run import Run
 from mistral.training import Hooks
 from mistral.workspace import Workspace

@@ -6,11 +6,9 @@ bf16 is torch's autocast over fp32 parameters (DeepSpeed's own bf16 mode would r
 """
 
 import ctypes
-import datetime
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,26 +17,9 @@ import torch.distributed as dist
 from mistral.config import Experiment, Training
 from mistral.errors import EnvironmentProblem
 from mistral.model import decay_groups
+from mistral.ranks import TIMEOUT, Ranks, store_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-TIMEOUT = datetime.timedelta(minutes=30)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which rank of how many this process is."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> "Ranks":
-        """RANK, LOCAL_RANK and WORLD_SIZE, as torchrun sets them; one rank without them."""
-        if "RANK" not in os.environ:
-            return cls()
-        rank = int(os.environ["RANK"])
-        return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ["WORLD_SIZE"]))
 
 
 def prepare_process(training: Training, threads: int) -> None:
@@ -68,11 +49,21 @@ def _keep_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-def connect(ranks: Ranks, training: Training, needs_gpu: bool) -> torch.device:
+def connect(
+    ranks: Ranks, training: Training, needs_gpu: bool, stop: Callable[[], bool] = lambda: False
+) -> torch.device:
     """Join the process group; returns the device of this rank.
 
+    Args:
+        ranks: which of them this process is.
+        training: its precision.
+        needs_gpu: whether the cluster file asks for GPUs.
+        stop: whether a signal asked to leave; looked at while the ranks of a Slurm step wait for each other.
+
     Raises:
-        EnvironmentProblem: the cluster file asks for GPUs and there are none, or fp16 is asked of a CPU.
+        EnvironmentProblem: the cluster file asks for GPUs and there are none, or too few, or fp16 is asked of a CPU.
+        LostRanks: another rank does not appear.
+        Stopped: `stop` said so.
     """
     if needs_gpu and not torch.cuda.is_available():
         raise EnvironmentProblem(
@@ -82,34 +73,17 @@ def connect(ranks: Ranks, training: Training, needs_gpu: bool) -> torch.device:
     on_gpu = torch.cuda.is_available()
     if training.precision == "fp16" and not on_gpu:
         raise EnvironmentProblem("training.precision: found fp16 on a CPU, expected fp32 or bf16 there; change it")
-    index = _device_index(ranks) if on_gpu else ranks.local_rank
+    index = ranks.device_index(torch.cuda.device_count()) if on_gpu else ranks.local_rank
     os.environ["LOCAL_RANK"] = str(index)  # where DeepSpeed looks for its device
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if on_gpu:
         torch.cuda.set_device(index)
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT, **_store(ranks))
+        dist.init_process_group(
+            backend, rank=ranks.rank, world_size=ranks.world_size, timeout=TIMEOUT, **store_of(ranks, stop)
+        )
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
-def _store(ranks: Ranks) -> dict[str, Any]:
-    """Where the ranks meet: torch finds MASTER_ADDR and MASTER_PORT by itself.
-
-    With MASTER_LISTEN_FD in the environment rank 0 listens already, on that descriptor (the others have it empty).
-    """
-    if ranks.world_size == 1:
-        return {"store": torch._C._distributed_c10d.HashStore()}
-    if "MASTER_LISTEN_FD" not in os.environ:
-        return {}
-    listening, place = os.environ["MASTER_LISTEN_FD"], (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    server: dict[str, Any] = {"is_master": True, "master_listen_fd": int(listening)} if listening else {}
-    return {"store": torch._C._distributed_c10d.TCPStore(*place, ranks.world_size, timeout=TIMEOUT, **server)}
-
-
-def _device_index(ranks: Ranks) -> int:
-    """Slurm may show each task its own GPU only, or all of a node's to each."""
-    return 0 if torch.cuda.device_count() == 1 else ranks.local_rank
 
 
 def disconnect() -> None:

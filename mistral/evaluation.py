@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mistral.engine import Ranks
+from mistral.ranks import Ranks
 from mistral.shards import TokenStream
 from mistral.windows import LAST_WORD, Window, WindowSet
 

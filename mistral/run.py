@@ -10,11 +10,11 @@ from mistral.batches import require_sequences
 from mistral.cohort import drift_of, promise
 from mistral.config import Experiment, to_yaml
 from mistral.dataset import open_split
-from mistral.engine import Ranks
 from mistral.files import write_bytes
 from mistral.manifest import Manifest, Record, make_record
 from mistral.metrics import metrics_digest, read_metrics, tokens_per_second
 from mistral.provenance import hardware
+from mistral.ranks import Ranks
 from mistral.shards import TokenStream
 from mistral.workspace import step_name
 

@@ -152,8 +152,8 @@ def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:
         ManifestError: its record, or that of its run's beginning, is not there.
     """
     from mistral import evaluation
-    from mistral.engine import Ranks
     from mistral.model import load_model
+    from mistral.ranks import Ranks
 
     experiment, manifest, run = measured.experiment, measured.manifest, measured.experiment.run_name(seed)
     refuse_changes(manifest.get("train", (run, "begin"), "run verify"), identity(experiment, seed))

@@ -155,15 +155,16 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     # DeepSpeed calls collectives by their former names.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from mistral import engine
+    from mistral.ranks import Ranks
     from mistral.run import Run
     from mistral.training import Hooks
     from mistral.training import train as train_run
 
     training, stage = context.experiment.training, context.cluster.stages.train
-    ranks = engine.Ranks.from_environment()
+    ranks = Ranks.from_environment()
     training.accumulation_steps(ranks.world_size)  # refused before anything is recorded
     engine.prepare_process(training, stage.threads_per_rank)
-    device = engine.connect(ranks, training, stage.gpus_per_node > 0)
+    device = engine.connect(ranks, training, stage.gpus_per_node > 0, stop)
     run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
     try:
         run.check_dataset()

@@ -110,17 +110,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory, plays: list[str], small_tok
 def device() -> Iterator["torch.device"]:
     """The device of this process, which is the only rank of its process group."""
     from mistral import engine
+    from mistral.ranks import Ranks
 
     training = load_experiment("quickstart").training
     engine.prepare_process(training, 1)
-    yield engine.connect(engine.Ranks(), training, needs_gpu=False)
+    yield engine.connect(Ranks(), training, needs_gpu=False)
     engine.disconnect()
 
 
 @pytest.fixture
 def make_run(packed: Path, tmp_path: Path, device: "torch.device") -> Callable[..., "Run"]:
     """Makes runs of the small experiment in a workspace of the test's own, of one rank, in this process."""
-    from mistral.engine import Ranks
+    from mistral.ranks import Ranks
     from mistral.run import Run
 
     shutil.copytree(packed / "workspace", tmp_path / "trained")

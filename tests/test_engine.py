@@ -10,6 +10,7 @@ from mistral import engine
 from mistral.config import Experiment, load_experiment
 from mistral.errors import ConfigError, EnvironmentProblem
 from mistral.model import build_model, gpt2_config
+from mistral.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("device")
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -181,16 +182,16 @@ def test_fp16_is_scaled_and_needs_zero_and_a_gpu(monkeypatch):
         small("training.precision=fp16", "training.zero_stage=0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EnvironmentProblem, match="found fp16 on a CPU, expected fp32 or bf16"):
-        engine.connect(engine.Ranks(), training, needs_gpu=False)
+        engine.connect(Ranks(), training, needs_gpu=False)
     with pytest.raises(EnvironmentProblem, match=r"found no GPU, expected one for each rank.*\n.*gpus_per_node: 0"):
-        engine.connect(engine.Ranks(), small().training, needs_gpu=True)
+        engine.connect(Ranks(), small().training, needs_gpu=True)
 
 
 def test_ranks_are_those_of_the_environment(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert engine.Ranks.from_environment() == engine.Ranks(0, 0, 1)
+    assert Ranks.from_environment() == Ranks(0, 0, 1)
     monkeypatch.setattr(os, "environ", {"RANK": "5", "WORLD_SIZE": "8"})
-    assert engine.Ranks.from_environment() == engine.Ranks(5, 5, 8)
+    assert Ranks.from_environment() == Ranks(5, 5, 8)
     monkeypatch.setattr(os, "environ", {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"})
-    assert engine.Ranks.from_environment() == engine.Ranks(5, 1, 8)
+    assert Ranks.from_environment() == Ranks(5, 1, 8)

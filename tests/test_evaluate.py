@@ -12,10 +12,10 @@ from test_end_to_end import metrics_of, run, snapshot
 from test_evaluation import experiment
 
 from mistral.config import Experiment, load_cluster, load_experiment
-from mistral.engine import Ranks
 from mistral.errors import DataError, ManifestError
 from mistral.manifest import Manifest
 from mistral.progress import Silent
+from mistral.ranks import Ranks
 from mistral.run import Run, summary
 from mistral.shards import read_facts
 from mistral.tokens import read_tokenizer

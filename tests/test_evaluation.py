@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from mistral.config import Experiment, load_experiment
 from mistral.dataset import open_split
-from mistral.engine import Ranks
 from mistral.evaluation import evaluate, measure, score_windows
 from mistral.manifest import Manifest
 from mistral.model import build_model, gpt2_config
 from mistral.progress import Silent
+from mistral.ranks import Ranks
 from mistral.windows import WindowSet, open_sets
 from mistral.workspace import Workspace
 from pipeline.preprocess import preprocess

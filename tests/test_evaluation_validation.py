@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from mistral.config import load_experiment
-from mistral.engine import Ranks
 from mistral.evaluation import evaluate, probe_loss, probe_sequences
 from mistral.model import build_model, gpt2_config
+from mistral.ranks import Ranks
 
 SEQ_LEN, VOCABULARY = 16, 50
 ROWS = np.random.default_rng(3).integers(0, VOCABULARY, size=(7, SEQ_LEN), dtype=np.int64)

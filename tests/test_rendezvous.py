@@ -1,6 +1,7 @@
 """The ranks of a Slurm step find each other: on a port that is free, with what torchrun would have set."""
 
 import contextlib
+import datetime
 import os
 import socket
 import subprocess
@@ -9,7 +10,9 @@ import threading
 
 import pytest
 
-from mistral.errors import EnvironmentProblem
+from mistral import ranks
+from mistral.errors import EnvironmentProblem, LostRanks, Stopped
+from mistral.ranks import Ranks
 from slurm import rendezvous
 
 STEP = {
@@ -82,9 +85,9 @@ def test_torch_takes_over_the_socket_that_was_found_free(tmp_path):
     script = (
         "import os, sys; from pathlib import Path; from slurm import rendezvous\n"
         "os.environ.update(rendezvous.join(os.environ, Path(sys.argv[1])))\n"
-        "import torch, torch.distributed as dist; from mistral import engine\n"
-        "ranks = engine.Ranks.from_environment()\n"
-        "dist.init_process_group('gloo', rank=ranks.rank, world_size=ranks.world_size, **engine._store(ranks))\n"
+        "import torch, torch.distributed as dist; from mistral.ranks import Ranks, store_of\n"
+        "ranks = Ranks.from_environment(); store = store_of(ranks, lambda: False)\n"
+        "dist.init_process_group('gloo', rank=ranks.rank, world_size=ranks.world_size, **store)\n"
         "total = torch.ones(1) * (1 + ranks.rank); dist.all_reduce(total)\n"
         "print(int(total), os.environ['MASTER_PORT'])\n"
         "dist.barrier(); dist.destroy_process_group(); sys.stdout.flush(); os._exit(0)\n"
@@ -108,10 +111,61 @@ def test_torch_takes_over_the_socket_that_was_found_free(tmp_path):
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(1, 0), (4, 3)])
-def test_the_device_is_right_whether_a_task_sees_its_own_gpu_or_all_of_its_node(monkeypatch, visible, expected):
-    import torch
+def test_the_device_is_right_whether_a_task_sees_its_own_gpu_or_all_of_its_node(visible, expected):
+    assert Ranks(rank=7, local_rank=3, world_size=8).device_index(visible) == expected
 
-    from mistral.engine import Ranks, _device_index
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    assert _device_index(Ranks(rank=7, local_rank=3, world_size=8)) == expected
+def test_a_rank_without_a_gpu_of_its_own_says_what_it_sees(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(EnvironmentProblem, match=r"rank 7: found 2 GPUs .*is 0,1.*, expected at least 4, one for each"):
+        Ranks(rank=7, local_rank=3, world_size=8).device_index(2)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The environment of one of two ranks, whose sibling does not come; gives the socket that rank 0 listens on."""
+    with rendezvous.listen("alone") as listener:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(listener.getsockname()[1]))
+        yield listener
+
+
+@pytest.mark.parametrize("rank_number", [0, 1])
+def test_a_signal_is_seen_while_a_rank_waits_for_the_others(alone, monkeypatch, rank_number):
+    monkeypatch.setenv("MASTER_LISTEN_FD", "" if rank_number else str(os.dup(alone.fileno())))
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped, match="while the ranks waited for each other"):
+        ranks.store_of(Ranks(rank_number, 0, 2), lambda: next(asked))
+
+
+def test_a_rank_does_not_wait_for_ever_for_one_that_does_not_come(alone, monkeypatch):
+    monkeypatch.setattr(ranks, "TIMEOUT", datetime.timedelta(seconds=0.5))
+    monkeypatch.setenv("MASTER_LISTEN_FD", "")
+    with pytest.raises(LostRanks, match="not all 2 ranks appeared within"):
+        ranks.store_of(Ranks(1, 0, 2), lambda: False)
+
+
+def test_a_rank_that_hangs_is_a_lost_rank_to_the_others_when_their_patience_ends(tmp_path):
+    """LostRanks is what the batch script runs again."""
+    script = (
+        "import datetime, os, sys, time; from pathlib import Path; from slurm import rendezvous\n"
+        "os.environ.update(rendezvous.join(os.environ, Path(sys.argv[1])))\n"
+        "from mistral import engine, ranks; from mistral.config import load_experiment; import torch\n"
+        "from mistral.errors import LostRanks; from pipeline.train import lost_connections_told\n"
+        "engine.TIMEOUT = datetime.timedelta(seconds=2); me = ranks.Ranks.from_environment()\n"
+        "engine.connect(me, load_experiment('quickstart').training, needs_gpu=False)\n"
+        "if me.rank == 0: time.sleep(60)\n"
+        "try:\n"
+        "    with lost_connections_told(1): torch.distributed.all_reduce(torch.ones(1))\n"
+        "except LostRanks as error: print(error, flush=True); os._exit(7)\n"
+    )
+    line = [sys.executable, "-c", script, str(tmp_path)]
+    environments = [{**os.environ, **STEP, **rank(n, n), "SLURM_STEP_NUM_TASKS": "2"} for n in (0, 1)]
+    hung, other = (subprocess.Popen(line, env=one, stdout=subprocess.PIPE, text=True) for one in environments)
+    try:
+        told, _ = other.communicate(timeout=50)
+        assert (other.returncode, hung.poll()) == (7, None), told
+        assert "rank 1 lost the other ranks" in told
+    finally:
+        hung.kill()
+        hung.communicate()

@@ -8,10 +8,10 @@ import yaml
 
 from mistral import provenance
 from mistral.cohort import begin, begin_facts, record_drift
-from mistral.engine import Ranks
 from mistral.errors import DataError, ManifestError
 from mistral.manifest import make_record
 from mistral.metrics import metrics_digest, read_metrics
+from mistral.ranks import Ranks
 from mistral.run import Run, complete, write_config
 from mistral.workspace import step_name
 

@@ -210,3 +210,25 @@ def test_the_sbatch_scripts_give_the_same_bits(cluster: DevCluster, tiny: Path, 
     logs = "".join(path.read_text() for path in sorted(tiny.glob("*-[01]")))
     assert weights_of(tiny / "ws") == undisturbed, logs
     assert len(list((tiny / "ws").glob("exports/*/*/model.safetensors"))) == 10, logs
+
+
+@pytest.mark.parametrize(("binding", "own"), [([], False), (["--gpus-per-task=1"], True)])
+def test_each_rank_takes_a_gpu_of_its_own_however_slurm_binds_them(
+    cluster: DevCluster, tmp_path: Path, binding: list[str], own: bool
+):
+    """Two ranks on each of two nodes; the GPUs are mere device files, so torch is not asked how many it sees."""
+    script = (
+        "import os, sys; from pathlib import Path; from slurm import rendezvous\n"
+        "os.environ.update(rendezvous.join(os.environ, Path(sys.argv[1])))\n"
+        "from mistral.ranks import Ranks\n"
+        "me, seen = Ranks.from_environment(), os.environ['CUDA_VISIBLE_DEVICES'].split(',')\n"
+        "index = me.device_index(len(seen))\n"
+        "print(me.rank, me.local_rank, os.environ['SLURMD_NODENAME'], len(seen), index, seen[index])\n"
+    )
+    size = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--mem=1G", "--time=5"]
+    line = ["srun", "--quiet", *size, *binding, sys.executable, "-c", script, str(tmp_path)]
+    told = sorted(row.split() for row in ask(*line).splitlines())
+    assert [row[0] for row in told] == ["0", "1", "2", "3"]
+    assert {(node, device) for *_, node, _, _, device in told} == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
+    for _, local_rank, _, seen, index, _ in told:
+        assert (seen, index) == (("1", "0") if own else ("2", local_rank))
