@@ -364,7 +364,8 @@ def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     scene.finish()
     told = [(end["code"], end["signals"]) for end in scene.ends()]
     assert told == [(75, ["SIGUSR2"])] * len(told)
-    assert scene.attempts() == len(told) + 1 >= 2  # on a busy machine the minute may pass more than once
+    assert scene.attempts() >= 2  # on a busy machine the minute may pass more than once
+    assert scene.attempts() - len(told) in (0, 1)  # and the signal may come after the last step, whose attempt says so
     assert scene.result() == undisturbed(1)
 
 
