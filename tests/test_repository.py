@@ -66,7 +66,13 @@ def test_the_paths_of_the_readme_exist():
             assert (ROOT / (name if "/" in name else f"{folder}/{name}")).exists(), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operators.md"])
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# Options that pages name which are not ours: those of Slurm, pip and containers, and of scripts of this repository.
+FOREIGN = {"--array", "--dependency", "--gpus-per-node", "--gres", "--mem", "--no-deps", "--cpus-per-task", "--time"}
+FOREIGN |= {"--gpus", "--ipc", "--nv"}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_are_ones_that_exist(page):
     import shlex
 
@@ -74,10 +80,29 @@ def test_the_commands_of_a_page_are_ones_that_exist(page):
 
     text = (ROOT / page).read_text(encoding="utf-8")
     commands = re.findall(r"^    mistral-pipeline (.*?)(?:#.*)?$", text, flags=re.M)
-    assert len(commands) >= 4
+    assert len(commands) >= {"README.md": 6, "docs/operators.md": 12}.get(page, 0)
     for line in commands:
         name, *arguments = shlex.split(line)
         cli.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_options_that_a_page_names_are_ones_that_exist(page):
+    from pipeline.cli import cli
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    known = {name: {o for p in command.params for o in p.opts} | {"--help"} for name, command in cli.commands.items()}
+    every = set().union(*known.values(), FOREIGN)
+    for span in re.findall(r"`([^`\n]+)`", text):
+        words = span.split()
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if words[0] == "mistral-pipeline" and words[1:] and words[1].islower():
+            assert set(words[1].split("|")) <= set(known), span
+            assert options <= set().union(*(known[name] for name in words[1].split("|"))), span
+        elif words[0] in known:
+            assert options <= known[words[0]], span
+        elif words[0].startswith("--"):
+            assert options <= every, span
 
 
 def test_the_targets_of_the_readme_are_ones_that_exist():
