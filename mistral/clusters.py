@@ -92,6 +92,7 @@ class Cluster(Section):
     extra: Mapping[str, str | int | bool] = {}  # other sbatch options
     requeue: bool = True  # whether the site lets a job be run again; else a run is a chain of jobs
     setup: tuple[str, ...] = ()  # shell lines before each task: modules, a virtual environment
+    python: str | None = None  # the shell words that start Python on a node, such as a container's; else this very one
     stages: Stages = Stages()
 
     def checks(self) -> tuple[Check, ...]:

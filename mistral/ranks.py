@@ -85,7 +85,7 @@ def meet(world_size: int, stop: Callable[[], bool]) -> Any:
         except RuntimeError as error:
             made.set_exception(error)
 
-    threading.Thread(target=make, daemon=True).start()
+    threading.Thread(target=make, name="meeting", daemon=True).start()
     end = time.monotonic() + TIMEOUT.total_seconds()
     while not wait([made], SLICE_SECONDS).done and time.monotonic() < end:
         if stop():

@@ -193,7 +193,7 @@ def waits_for(kind: str, jobs: Sequence[str]) -> str:
 
 
 def _launch(context: Context, submission: Submission, waits: Sequence[str], link: int = 0) -> str:
-    executor = submitit.SlurmExecutor(submission.folder)
+    executor = submitit.SlurmExecutor(submission.folder, python=python_of(context))
     executor.update_parameters(**parameters(context, submission, waits, link))
     if len(submission.tasks) > 1:
         executor.parameters["map_count"] = len(submission.tasks)
@@ -236,7 +236,7 @@ def parameters(context: Context, submission: Submission, waits: Sequence[str], l
     name, chain = f"mistral-{submission.stage}-{submission.experiment}", list[str]()
     if submission.links > 1:
         name, chain = f"{name}-{submission.comment}", [Link(submission.comment, link, submission.links).shell_line()]
-    again = [sys.executable, "-m", "pipeline.cli", "again", "--workspace", str(context.workspace.root)]
+    again = f"{python_of(context)} -m pipeline.cli again --workspace {shlex.quote(str(context.workspace.root))}"
     found = {
         "job_name": name,
         "comment": submission.comment,
@@ -248,10 +248,15 @@ def parameters(context: Context, submission: Submission, waits: Sequence[str], l
         **{name: getattr(cluster, name) for name in ("account", "partition", "qos", "constraint", "exclude")},
         **_size(resources, cluster),
         "setup": [*cluster.setup, *chain],
-        "teardown": [f'{shlex.join(again)} --code "$?"'],
+        "teardown": [f'{again} --code "$?"'],
         "additional_parameters": more,
     }
     return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
+
+
+def python_of(context: Context) -> str:
+    """The shell words that start Python on a node."""
+    return context.cluster.python or shlex.quote(sys.executable)
 
 
 def _size(resources: ArrayStage | TrainStage, cluster: Cluster) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def sbatch_text(context: Context, plan: Plan, waits: Sequence[str]) -> str:
     tasks, names = zip(*units, strict=True)
     folder = context.workspace.root / "jobs" / plan.stage / "NUMBER"
     submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.flags, links=links)
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{python_of(context)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     text: str = submitit_slurm._make_sbatch_string(
         command=command, folder=folder, map_count=len(units) if len(units) > 1 else None,
         **parameters(context, submission, waits),

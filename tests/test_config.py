@@ -568,11 +568,21 @@ def test_any_text_survives_the_resolved_config(load, text):
     assert yaml.safe_load(written)["export"]["organization"] == text
 
 
+def test_a_run_is_a_chain_of_jobs_only_where_requeue_is_forbidden(tmp_path):
+    path = tmp_path / "site.yaml"
+    text = "name: site\nexecutor: slurm\nstages: {train: {chain_jobs: 6}}\n"
+    path.write_text(text)
+    assert load_cluster(str(path)).jobs_in_chain("train") == 1
+    path.write_text(f"{text}requeue: false\n")
+    assert [load_cluster(str(path)).jobs_in_chain(stage) for stage in ("preprocess", "train", "export")] == [1, 6, 1]
+
+
 def test_all_problems_of_a_cluster_file_are_told_before_anything_is_submitted(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text(
         "name: wrong\nexecutor: slurm\nextra: {reservation: x, array: 0-3, cpus_per_task: 2}\npartitions: gpu\n"
-        "stages: {train: {minutes: 2, signal_lead_seconds: 120}, export: {array_width: 0}}\n"
+        "requeue: sometimes\n"
+        "stages: {train: {minutes: 2, signal_lead_seconds: 120, chain_jobs: 0}, export: {array_width: 0}}\n"
     )
     with pytest.raises(ConfigError) as caught:
         load_cluster(str(path))
@@ -581,4 +591,6 @@ def test_all_problems_of_a_cluster_file_are_told_before_anything_is_submitted(tm
     assert "found signal_lead_seconds 120, expected less than the 2 minutes of a task" in told
     assert "partitions" in told
     assert "stages.export.array_width" in told
+    assert "stages.train.chain_jobs" in told
+    assert "requeue: " in told
     assert "reservation" not in told

@@ -59,6 +59,15 @@ def test_a_site_that_forbids_requeue_gets_chains_whose_text_is_known_to_the_lett
     assert "--no-requeue" in submit.dry_run(forbids, [submit.Plan("export", ((0, "task 0 of 1"),), ())])
 
 
+def test_a_node_may_start_python_in_another_way(context):
+    words = "apptainer exec --nv /shared/mistral.sif python"
+    contained = dataclasses.replace(context, cluster=context.cluster.model_copy(update={"python": words}))
+    text = submit.dry_run(contained, plans.make_plans(contained, ("train",), plans.Choice()))
+    assert f" {words} -u -m submitit.core._submit " in text
+    assert f"\n{words} -m pipeline.cli again --workspace " in text
+    assert sys.executable not in text
+
+
 def test_no_more_chains_go_on_at_a_time_than_the_array_is_wide(context, monkeypatch):
     launched = []
 
