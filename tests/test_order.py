@@ -1,5 +1,10 @@
 """The promises of mistral/order.py: each epoch is a permutation, at the same cost everywhere, and never changes."""
 
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +31,20 @@ def test_the_order_is_frozen():
     far = np.array([0, 10**12, 2**62])
     assert sequence_numbers(777, far, 9_000_000_007).tolist() == [7825822901, 8906626694, 554483134]
     assert order.round_keys(21, 3)[:2].tolist() == [3091314017070274110, 17442597827952408960]
+
+
+def test_the_page_of_formats_tells_the_order_for_readers_in_other_languages():
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Order\n")[2].partition("\n## ")[0]
+    [code] = re.findall(r"^    from hashlib .*?(?=^\S)", section, flags=re.M | re.S)
+    told: dict[str, Any] = {}
+    exec(compile(textwrap.dedent(code), "docs/formats.md", "exec"), told)
+    for seed, size in ((21, 1000), (49, 1), (49, 2), (777, 9_000_000_007), (2**63 - 1, 8_823_529)):
+        positions = [*range(30), size, 3 * size + 1, 10**12, 2**62]
+        expected = sequence_numbers(seed, np.array(positions), size).tolist()
+        assert [told["sequence_number"](seed, position, size) for position in positions] == expected
+    example = [told["sequence_number"](21, position, 1000) for position in range(6)]
+    assert ", ".join(map(str, example)) in " ".join(section.split())
 
 
 @given(SEEDS, st.integers(0, 10**9), SIZES)

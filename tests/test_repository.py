@@ -105,6 +105,18 @@ def test_the_options_that_a_page_names_are_ones_that_exist(page):
             assert options <= every, span
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^):\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", text_of(target), flags=re.M) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], (
+            link
+        )
+
+
 def test_the_targets_of_the_readme_are_ones_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"^    make (\w+)", text, flags=re.M)
