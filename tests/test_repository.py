@@ -56,14 +56,16 @@ def test_every_shell_script_stops_at_the_first_failure():
     assert ROOT / ".ci" / "run" in scripts
 
 
-def test_the_paths_of_the_readme_exist():
+def test_the_readme_names_every_module_and_nothing_that_is_not_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition("## Where things are")[2]
-    for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M):
+    named = set()
+    for row in re.findall(r"^\| (`.*?) \|", text.partition("## Where things are")[2], flags=re.M):
         names = re.findall(r"`([^`]+)`", row)
         folder = names[0].rpartition("/")[0]
-        for name in names:
-            assert (ROOT / (name if "/" in name else f"{folder}/{name}")).exists(), name
+        named |= {name if "/" in name else f"{folder}/{name}" for name in names}
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    modules = {f"{folder}/{path.name}" for folder in ("mistral", "slurm") for path in (ROOT / folder).glob("[a-z]*.py")}
+    assert modules - named == set()
 
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
