@@ -30,12 +30,12 @@ from checkpoints import timed
 
 from mistral import hub, tensorfiles
 from mistral.config import Experiment, load_experiment
-from mistral.engine import Ranks
 from mistral.evaluation import probe_sequences
 from mistral.files import fsync_file, fsync_folder, sha256_of
 from mistral.manifest import Manifest
 from mistral.model import build_model, gpt2_config
 from mistral.progress import Silent
+from mistral.ranks import Ranks
 from mistral.run import Run
 from mistral.training import open_checkpoints
 from mistral.workspace import Workspace

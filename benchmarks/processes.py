@@ -1,6 +1,6 @@
 """preprocess by one process of one core, and by two such at once on halves of the units: does the time halve?
 
-    .venv/bin/python benchmarks/processes.py --megabytes 380 --rounds 5
+    .venv/bin/python benchmarks/processes.py --megabytes 380 --copies 4
 
 Each process is an array task, `--task N --tasks M`, in a fresh workspace, with start-up in its time. One that does a
 half alone shows what the second process costs the first. Only a machine that nobody else uses can answer.
@@ -8,6 +8,7 @@ half alone shows what the second process costs the first. Only a machine that no
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,13 +47,17 @@ def main() -> None:
     """Rounds of all cases in turn, so that a busy machine is busy for all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200, help="size of the corpus (default 200)")
+    parser.add_argument("--copies", type=int, default=1, help="how often all of it is there (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="the table has the medians (default 5)")
     arguments = parser.parse_args()
     corpus = make_corpus(arguments.megabytes)
-    for path in corpus.folder.glob("*.jsonl"):
-        path.read_bytes()  # into the page cache
-    rounds = [{case: wall_seconds(corpus.folder, *CASES[case]) for case in CASES} for _ in range(arguments.rounds)]
-    print(f"{corpus.text_bytes / 1e6:.1f} MB; medians of {arguments.rounds}")
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="processes-") as name:
+        folder = Path(name)
+        for path in corpus.folder.glob("*.jsonl"):
+            for copy in range(arguments.copies):
+                shutil.copy(path, folder / f"{copy}-{path.name}")  # and into the page cache
+        rounds = [{case: wall_seconds(folder, *CASES[case]) for case in CASES} for _ in range(arguments.rounds)]
+    print(f"{arguments.copies * corpus.text_bytes / 1e6:.1f} MB; medians of {arguments.rounds}")
     for case in CASES:
         times = [seconds[case] for seconds in rounds]
         print(f"{case}: {statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})")
