@@ -1,13 +1,13 @@
 """The validation loss is the mean over target tokens that a plain computation gives, on any number of ranks."""
 
 import math
-from multiprocessing.context import ForkContext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from attempts import SERVER
 
 from mistral.config import load_experiment
 from mistral.evaluation import evaluate, probe_loss, probe_sequences
@@ -51,8 +51,6 @@ def plain_loss(count: int) -> float:
 def rank_main(rank: int, world_size: int, folder: Path, batch_size: int, limit: int | None) -> None:
     """Be one rank, and write down what it measures."""
     torch.set_num_threads(1)
-    if dist.is_initialized():  # by a test that this process was forked from
-        dist.destroy_process_group()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     model = network()
     result = evaluate(model, Rows(), batch_size, limit, Ranks(rank=rank, local_rank=rank, world_size=world_size))
@@ -65,10 +63,11 @@ def rank_main(rank: int, world_size: int, folder: Path, batch_size: int, limit: 
     ("ranks", "batch_size", "limit"),
     [(1, 1, None), (1, 4, None), (1, 2, 5), (1, 2, 100), (2, 2, None), (2, 3, 4), (3, 2, 1)],
 )
-def test_the_loss_is_that_of_a_plain_computation(tmp_path, fork: ForkContext, ranks, batch_size, limit):
+def test_the_loss_is_that_of_a_plain_computation(tmp_path, ranks, batch_size, limit):
     """7 sequences: the last batches are partial, and some ranks have no sequence left."""
     arguments = [(rank, ranks, tmp_path, batch_size, limit) for rank in range(ranks)]
-    processes = [fork.Process(target=rank_main, args=one) for one in arguments]
+    # Not forked from here: threads of a process group that another test made would be missing.
+    processes = [SERVER.Process(target=rank_main, args=one) for one in arguments]
     for process in processes:
         process.start()
     for process in processes:
