@@ -206,7 +206,7 @@ def _matches(pattern: str, root: Path) -> Iterator[tuple[Path, str]]:
 
 def _glob(pattern: str, root: Path) -> Iterator[Path]:
     """Absolute patterns and `..` are welcome, which Path.glob refuses."""
-    for text in glob.glob(pattern, root_dir=root, recursive=True):  # noqa: PTH207  as said
+    for text in glob.glob(pattern, root_dir=root, recursive=True):  # noqa: PTH207  which wants Path.glob
         yield root / text
 
 

@@ -169,7 +169,7 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None, jobs
     step, rate, tokens = line.get("step", 0), tokens_per_second(line), line.get("tokens")
     tokens_a_step = tokens / step if step and isinstance(tokens, int) else None
     owner, job, past = holder(manifest.workspace.run(run)), jobs.of(run), jobs.past.get(run)
-    state = _state(records, owner, jobs, run)
+    state = _state(records, owner, jobs, job, past)
     eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate else None
     eta = None if state == "complete" else eta
     return RunStatus(
@@ -179,9 +179,9 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None, jobs
     )  # fmt: skip
 
 
-def _state(records: set[str], owner: Owner | None, jobs: Jobs, run: str) -> str:
+def _state(records: set[str], owner: Owner | None, jobs: Jobs, job: Job | None, past: Past | None) -> str:
     """What a run does, by the names of its records, the owner of its lease and its job."""
-    job, past, works = jobs.of(run), jobs.past.get(run), owner is not None and jobs.is_alive(owner)
+    works = owner is not None and jobs.is_alive(owner)
     if "complete" in records:
         return "complete"
     if works:

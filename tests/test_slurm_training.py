@@ -362,10 +362,11 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_last_state
 def test_the_time_limit_ends_in_the_same_run(scenes, undisturbed):
     scene = scenes("limit")
     scene.finish()
+    # A job that requeues itself is out of the queue for a moment, also if its signal came after the last step.
+    wait_until(lambda: state_of(scene.job) == "COMPLETED", "the end of the last attempt", 60)
     told = [(end["code"], end["signals"]) for end in scene.ends()]
     assert told == [(75, ["SIGUSR2"])] * len(told)
-    assert scene.attempts() >= 2  # on a busy machine the minute may pass more than once
-    assert scene.attempts() - len(told) in (0, 1)  # and the signal may come after the last step, whose attempt says so
+    assert scene.attempts() == len(told) + 1 >= 2  # on a busy machine the minute may pass more than once
     assert scene.result() == undisturbed(1)
 
 
