@@ -14,7 +14,7 @@ from mistral.config import Experiment
 from mistral.corpus import Plan, Unit
 from mistral.files import make_folder, storage_errors, written_beside
 from mistral.manifest import Manifest, Record, make_record
-from mistral.ordered import in_order
+from mistral.ordered import Workers
 from mistral.progress import Progress
 from mistral.shards import Int64
 from mistral.splitting import SPLITS, refuse, split_block, unit_blocks
@@ -33,7 +33,7 @@ def hashes_name(unit: str) -> str:
 
 
 def hash_missing(
-    manifest: Manifest, experiment: Experiment, plan: Plan, units: list[Unit], *, workers: int, progress: Progress
+    manifest: Manifest, experiment: Experiment, plan: Plan, units: list[Unit], *, workers: Workers, progress: Progress
 ) -> None:
     """Record the document hashes of the units that have no such record yet.
 
@@ -53,14 +53,13 @@ def hash_missing(
         progress.finish()
 
 
-def _hash_unit(manifest: Manifest, experiment: Experiment, plan: Plan, unit: Unit, workers: int) -> None:
+def _hash_unit(manifest: Manifest, experiment: Experiment, plan: Plan, unit: Unit, workers: Workers) -> None:
     dataset, data = experiment.data.dataset_name(), experiment.data
     hashes: dict[str, list[bytes]] = {split: [] for split in SPLITS}
 
-    blocks = in_order(
+    blocks = workers.in_order(
         lambda item: split_block(data, *item),
         unit_blocks(data, unit, plan.files),
-        workers=workers,
         weight=lambda item: item[1].held_bytes,
         limit=IN_FLIGHT_BYTES,
     )

@@ -18,7 +18,7 @@ from mistral.config import Data
 from mistral.corpus import Piece, SourceFile, Unit
 from mistral.documents import Bad, Block
 from mistral.files import storage_errors
-from mistral.ordered import in_order
+from mistral.ordered import Workers
 from mistral.shards import Int64, Tokens, token_dtype
 from mistral.splitting import SPLITS, refuse, split_block, unit_blocks
 from mistral.tokens import Encoded, Tokenizer
@@ -122,7 +122,7 @@ class Packer:
     data: Data
     tokenizer: Tokenizer
     folder: Path
-    workers: int = 1
+    workers: Workers = field(default_factory=Workers)
     drops: dict[str, Int64] = field(default_factory=dict)  # of each split, numbers of documents that are left out
     skipped: Counter[str] = field(default_factory=Counter)
     validation_documents: list[dict[str, int | str]] = field(default_factory=list)
@@ -172,10 +172,9 @@ class Packer:
     def packed_blocks(self, unit: Unit, files: dict[str, SourceFile]) -> Iterator[Packed]:
         """The blocks of a unit, tokenized, in order."""
         self._sample_every = max(8, (unit.bytes() >> 20) // SAMPLES)  # blocks have about a megabyte
-        return in_order(
+        return self.workers.in_order(
             self._pack,
             enumerate(unit_blocks(self.data, unit, files)),
-            workers=self.workers,
             weight=lambda item: item[1][1].held_bytes,
             limit=IN_FLIGHT_BYTES,
         )

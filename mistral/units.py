@@ -14,6 +14,7 @@ from mistral.dataset import unit_names
 from mistral.deduplication import drops_of
 from mistral.files import make_folder, write_bytes
 from mistral.manifest import FileEntry, Manifest, Record, make_record
+from mistral.ordered import Workers
 from mistral.packing import Packer, Stream
 from mistral.progress import Progress
 from mistral.readers import read_piece
@@ -34,7 +35,7 @@ class Work:
     plan: Plan
     tokenizer: Tokenizer
     progress: Progress
-    workers: int = 1  # threads that parse and tokenize
+    workers: Workers  # parse and tokenize
     counts_words: bool = False
     duplicates: Record | None = None  # which documents are left out
 

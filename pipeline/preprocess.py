@@ -13,6 +13,7 @@ from mistral.dataset import SEAL, seal, unit_names
 from mistral.deduplication import find_duplicates, hash_missing
 from mistral.errors import ConfigError, DataError, ManifestError, MistralError
 from mistral.manifest import Manifest, Record
+from mistral.ordered import Workers
 from mistral.progress import Progress
 from mistral.splitting import training_texts
 from mistral.tokens import read_tokenizer
@@ -81,7 +82,7 @@ def preprocess(
         progress: receives megabytes of source text.
         tasks: into how many tasks the units are cut.
         task: do only this one, counted from 0; all of them unless given.
-        workers: threads that parse and tokenize.
+        workers: number of threads that parse and tokenize.
 
     Raises:
         DataError: the corpus cannot be read, or a split stays empty.
@@ -89,12 +90,13 @@ def preprocess(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
     cut = None if task is None else (tasks, task)
-    summary = prepare(experiment, workspace, progress, workers, cut=cut)
     sets: dict[str, PreprocessSummary] = {}
-    if task is None or task == tasks - 1:
-        for name, one in experiment.evaluation_sets().items():
-            with errors_of(name):
-                sets[name] = prepare(one, workspace, progress, workers, measures=summary.dataset)
+    with Workers(workers) as threads:
+        summary = prepare(experiment, workspace, progress, threads, cut=cut)
+        if task is None or task == tasks - 1:
+            for name, one in experiment.evaluation_sets().items():
+                with errors_of(name):
+                    sets[name] = prepare(one, workspace, progress, threads, measures=summary.dataset)
     return replace(summary, evaluation_sets=sets)
 
 
@@ -111,7 +113,7 @@ def prepare(
     experiment: Experiment,
     workspace: Workspace,
     progress: Progress,
-    workers: int,
+    workers: Workers,
     *,
     cut: tuple[int, int] | None = None,
     measures: str | None = None,
@@ -122,7 +124,7 @@ def prepare(
         experiment: whose data it is.
         workspace: where the shards go.
         progress: receives megabytes of source text.
-        workers: threads that parse and tokenize.
+        workers: parse and tokenize.
         cut: number of tasks, and which of them to do; all units unless given.
         measures: of an evaluation set, the dataset whose tokenizer it has; its words are counted, and it may be shorter
             than a sequence.

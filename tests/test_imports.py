@@ -75,7 +75,7 @@ IMPORTS = {
     "mistral.tokens": "errors files passthrough shards",
     "mistral.training": ALL_OF_MISTRAL,
     "mistral.units": (
-        "config corpus dataset deduplication files manifest packing progress readers shards splitting tokens"
+        "config corpus dataset deduplication files manifest ordered packing progress readers shards splitting tokens"
     ),
     "mistral.vocabulary": "config errors files passthrough",
     "mistral.windows": "config dataset errors manifest shards tokens workspace",

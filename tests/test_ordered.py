@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral.ordered import in_order
+from mistral.ordered import Workers
 
 
 @given(st.lists(st.integers(0, 30)), st.integers(1, 4), st.integers(1, 50))
 def test_results_come_in_the_order_of_the_items_whatever_the_threads_and_the_limit(items, workers, limit):
-    found = in_order(lambda item: item * 2, items, workers=workers, weight=lambda item: item, limit=limit)
-    assert list(found) == [item * 2 for item in items]
+    with Workers(workers) as pool:
+        found = pool.in_order(lambda item: item * 2, items, weight=lambda item: item, limit=limit)
+        assert list(found) == [item * 2 for item in items]
 
 
 def test_items_in_flight_hold_no_more_than_the_limit_and_one_alone_may_exceed_it():
@@ -30,7 +31,8 @@ def test_items_in_flight_hold_no_more_than_the_limit_and_one_alone_may_exceed_it
         return size
 
     sizes = [4, 4, 4, 50, 4, 4, 4, 4]
-    assert list(in_order(work, sizes, workers=4, weight=lambda size: size, limit=10)) == sizes
+    with Workers(4) as pool:
+        assert list(pool.in_order(work, sizes, weight=lambda size: size, limit=10)) == sizes
     assert most == 50, "the large item ran with others"
 
 
@@ -48,16 +50,24 @@ def test_an_error_comes_in_its_turn_and_stops_the_reading(workers):
             raise ValueError("five")
         return number
 
-    results = in_order(work, items(), workers=workers, weight=lambda _: 1, limit=100)
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="five"):
-        next(results)
+    with Workers(workers) as pool:
+        results = pool.in_order(work, items(), weight=lambda _: 1, limit=100)
+        assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(ValueError, match="five"):
+            next(results)
     assert len(read) < 50
 
 
-def test_threads_end_when_the_results_are_not_wanted_any_more():
+def test_threads_end_with_the_task_also_when_the_results_are_not_wanted_any_more():
     before = threading.active_count()
-    results = in_order(str, iter(range(1_000)), workers=3, weight=lambda _: 1, limit=100)
-    assert next(results) == "0"
-    results.close()
+    with Workers(3) as pool:
+        results = pool.in_order(str, iter(range(1_000)), weight=lambda _: 1, limit=100)
+        assert next(results) == "0"
+        results.close()
     assert threading.active_count() == before
+
+
+def test_the_same_threads_do_the_next_unit():
+    with Workers(2) as pool:
+        units = [set(pool.in_order(lambda _: threading.get_ident(), range(50), weight=int, limit=9)) for _ in range(5)]
+    assert len(set().union(*units)) <= 2
