@@ -6,6 +6,7 @@ mistral/configerrors.py turns what is wrong into one message.
 """
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -61,6 +62,7 @@ class Experiment(Section):
     export: Export = Export()
 
     _folder: Path = PrivateAttr(default=Path())
+    _arguments: tuple[str, ...] = PrivateAttr(default=())  # of the command line: where it was read from, and --set
 
     def checks(self) -> tuple[Check, ...]:
         """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
@@ -142,6 +144,11 @@ class Experiment(Section):
         """A path of the config: relative ones start from its `folder`."""
         return self._folder / relative
 
+    def command(self, command: str, workspace: Path, *options: str) -> str:
+        """What to type, in whatever folder, to do the next thing with this experiment, as messages tell it."""
+        arguments = [command, *(self._arguments or (self.name,)), *options, "--workspace", str(workspace)]
+        return shlex.join(["mistral-pipeline", *arguments])
+
     def frozen_sections(self, seed: str) -> dict[str, Any]:
         """What may not change once the run of `seed` has begun."""
         return {**self.shared_sections(), "seed": self.seeds[seed].model_dump(mode="json")}
@@ -173,6 +180,9 @@ def load_experiment(name_or_path: str, overrides: tuple[str, ...] = ()) -> Exper
     path = find_config(name_or_path, "experiments")
     experiment = _load(Experiment, path, overrides)
     experiment._folder = path.absolute().parent / (experiment.folder or "")
+    bare = path.absolute().parent in installed_conf("experiments")
+    sets = [part for assignment in overrides for part in ("--set", assignment)]
+    experiment._arguments = (path.stem if bare else str(path.absolute()), *sets)
     return experiment
 
 

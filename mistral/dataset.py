@@ -161,7 +161,8 @@ def evaluation_record(name: str, experiment: Experiment, manifest: Manifest) -> 
     Raises:
         ManifestError: it is not there; says which command makes it.
     """
-    advice = f"it is the set of evaluation.{name}; run: mistral-pipeline preprocess {experiment.name}"
+    command = experiment.command("preprocess", manifest.workspace.root)
+    advice = f"it is the set of evaluation.{name}; run: {command}"
     return manifest.get("preprocess", (experiment.data.dataset_name(), SEAL), advice)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mistral.errors import EnvironmentProblem, Findings
-from pipeline.options import Command, json_option, seed_option, set_option, workspace_option
+from pipeline.options import Command, debug_option, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
     from mistral.corpus import Plan as Corpus
@@ -143,8 +143,7 @@ def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
         return
     for job in jobs:
         click.echo(job.line())
-    experiment, workspace = context.task_arguments[1], context.workspace.root
-    hint = f"see: mistral-pipeline status {experiment} --workspace {workspace}"
+    hint = f"see: {context.experiment.command('status', context.workspace.root)}"
     click.echo(hint if jobs else f"{context.experiment.name}: nothing to do")
 
 
@@ -180,6 +179,7 @@ def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
 @stage_option
 @click.option("--rank", default=0, show_default=True, type=click.IntRange(min=0), help="Of which rank.")
 @click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
+@debug_option
 def logs(
     *,
     experiment: str,
@@ -210,6 +210,7 @@ def logs(
 @seed_option
 @stage_option
 @json_option
+@debug_option
 def cancel(
     *,
     experiment: str,
@@ -240,6 +241,7 @@ def cancel(
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline again --workspace /scratch/owt --code 137")
 @workspace_option
 @click.option("--code", type=int, required=True, help="How the step of this job ended.")
+@debug_option
 def again(workspace: Path, code: int) -> None:
     """The end of a batch script: run the job again, or say why not."""
     from mistral.workspace import Workspace

@@ -110,7 +110,7 @@ def recorded_checkpoints(context: Context, seeds: Sequence[str], steps: Sequence
         names = ", ".join(absent[:5]) or "any step"
         raise ManifestError(
             f"{context.experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: mistral-pipeline train {context.experiment.name}"
+            f"  run: {context.experiment.command('train', context.workspace.root)}"
         )
     return [(seed, step) for seed in seeds for step in sorted(set(steps) or found[seed])]
 
@@ -133,7 +133,7 @@ def open_measured(context: Context) -> Measured:
             f"{experiment.name}: found neither a validation split nor an evaluation set, expected one to measure on\n"
             "  add evaluation: {wikitext103: {}}, and run preprocess"
         )
-    advice = f"run: mistral-pipeline preprocess {experiment.name}"
+    advice = f"run: {experiment.command('preprocess', workspace.root)}"
     dataset = manifest.get("preprocess", (experiment.data.dataset_name(), SEAL), advice)
     engine.prepare_process(experiment.training, context.cluster.stages.train.threads_per_rank)
     splits = ["validation"] if experiment.data.has_validation() else []

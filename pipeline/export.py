@@ -64,7 +64,7 @@ def export(
     manifest = Manifest(workspace)
     chosen = sorted(experiment.choose_seeds(seeds), key=experiment.run_name)
     recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in chosen}
-    planned = plan_units(experiment, recorded, steps)
+    planned = plan_units(experiment, workspace, recorded, steps)
     if task is not None:
         if not 0 <= task < tasks:
             raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
@@ -101,11 +101,14 @@ def name_of(experiment: Experiment, seed: str, step: int) -> str:
     return f"{experiment.run_name(seed)}/checkpoint-{step}"
 
 
-def plan_units(experiment: Experiment, recorded: dict[str, set[int]], steps: Sequence[int]) -> list[tuple[str, int]]:
+def plan_units(
+    experiment: Experiment, workspace: Workspace, recorded: dict[str, set[int]], steps: Sequence[int]
+) -> list[tuple[str, int]]:
     """Planned (seed, step) pairs sorted by run and step. A seed that has no weights yet holds nobody back.
 
     Args:
         experiment: what was planned.
+        workspace: where it is recorded.
         recorded: the recorded steps of each chosen seed.
         steps: what was asked for; the schedule, and whatever is recorded, unless given.
 
@@ -119,14 +122,15 @@ def plan_units(experiment: Experiment, recorded: dict[str, set[int]], steps: Seq
         names = ", ".join(name_of(experiment, seed, step) for seed, step in wanted[:5])
         raise ManifestError(
             f"{experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: mistral-pipeline train {experiment.name}"
+            f"  run: {experiment.command('train', workspace.root)}"
         )
     return units
 
 
 def _dataset(experiment: Experiment, manifest: Manifest) -> Record:
     name = experiment.data.dataset_name()
-    dataset = manifest.get("preprocess", (name, SEAL), f"run: mistral-pipeline preprocess {experiment.name}")
+    advice = f"run: {experiment.command('preprocess', manifest.workspace.root)}"
+    dataset = manifest.get("preprocess", (name, SEAL), advice)
     if problems := manifest.damage(dataset):
         raise ManifestError(
             f"{name}: found a tokenizer that changed since it was recorded: {'; '.join(problems)}\n  restore its files"

@@ -20,7 +20,7 @@ def newest_export(context: Context, seed: str, step: int | None) -> Path:
         found = ", ".join(map(str, steps[-10:])) or "none"
         raise ManifestError(
             f"{run}: found exported steps {found}, expected {'at least one' if step is None else step}\n"
-            f"  run: mistral-pipeline export {context.experiment.name}"
+            f"  run: {context.experiment.command('export', context.workspace.root)}"
         )
     return context.workspace.export(run, steps[-1] if step is None else step)
 

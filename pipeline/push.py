@@ -112,7 +112,7 @@ def push(
         names = ", ".join(experiment.run_name(seed) for seed in chosen if seed not in recorded)
         raise ManifestError(
             f"{experiment.name}: found no exported folder of {names}, expected some\n"
-            f"  run: mistral-pipeline export {experiment.name}"
+            f"  run: {experiment.command('export', workspace.root)}"
         )
     from mistral.publishing import Publisher, repositories
     from mistral.remote import Hub
@@ -147,7 +147,7 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
         names = ", ".join(f"{run}/checkpoint-{step}" for step in missing)
         raise ManifestError(
             f"{experiment.name}: found no exported folder of {names}, expected it to be recorded\n"
-            f"  run: mistral-pipeline export {experiment.name} --seed {seed}"
+            f"  run: {experiment.command('export', manifest.workspace.root, '--seed', seed)}"
         )
     others = [record.key[-1] for record in found if record.config != card_config(experiment)]
     if others:
@@ -155,7 +155,7 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
             f"{run}: found {len(others)} checkpoints that were exported for another export.organization or in another "
             f"export.dtype ({others[0]}), expected {experiment.export.organization} and {experiment.export.dtype}, as "
             "their model cards tell these\n"
-            f"  run: mistral-pipeline export {experiment.name} --push"
+            f"  run: {experiment.command('export', manifest.workspace.root, '--push')}"
         )
     return found
 

@@ -94,7 +94,8 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
     """
     dataset = experiment.data.dataset_name()
     units = len(manifest.names("preprocess", (dataset,)))
-    advice = f"{units} units of {dataset} are recorded; run: mistral-pipeline preprocess {experiment.name}"
+    command = experiment.command("preprocess", manifest.workspace.root)
+    advice = f"{units} units of {dataset} are recorded; run: {command}"
     seal = manifest.get("preprocess", (dataset, "dataset"), advice)
     for name, one in experiment.evaluation_sets().items():
         evaluation_record(name, one, manifest)

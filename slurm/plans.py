@@ -98,7 +98,7 @@ def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
     recorded = {seed: export.recorded_steps(experiment, manifest, seed) for seed in chosen}
     scheduled = set(experiment.scheduled_steps())
     there = {seed: found | scheduled if ahead else found for seed, found in recorded.items()}
-    planned = export.plan_units(experiment, there, steps)
+    planned = export.plan_units(experiment, context.workspace, there, steps)
     done = {seed: export.exported_names(experiment, manifest, seed) for seed in recorded}
     left = [step in there[seed] and f"checkpoint-{step}" not in done[seed] for seed, step in planned]
     cuts = [len(planned) * number // total for number in range(total + 1)]

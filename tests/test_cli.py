@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -119,6 +121,8 @@ def test_a_mistake_in_the_program_keeps_its_traceback(outcome):
         (("status", "nobody"), 1, "ConfigError: experiment nobody: found no such name"),
         (("status", "nobody", "--debug"), 1, "Traceback"),
         (("status", "quickstart", "--workspace", "w" * 300), 1, "File name too long"),
+        (("logs", "nobody", "--debug"), 1, "Traceback"),
+        (("cancel", "nobody", "--debug"), 1, "Traceback"),
         (("nonsense",), 2, "No such command"),
         (("train",), 2, "Missing argument 'EXPERIMENT'"),
         (("export", "quickstart", "--step", "1", "--all-steps"), 2, "exclude each other"),
@@ -132,6 +136,22 @@ def test_the_process_ends_with_that_code(tmp_path, arguments, code, told):
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert ("Traceback" in done.stderr) == ("--debug" in arguments)
+
+
+def test_the_commands_that_errors_advise_work_in_any_folder(tiny):
+    """Also for an experiment by path, a workspace of one's own, and a value that decides which dataset is meant."""
+
+    def advice(*arguments: str, folder: Path = Path("/")) -> list[str]:
+        done = call(*arguments, cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        return shlex.split(done.stderr.partition("run: mistral-pipeline ")[2])
+
+    line = ["export", "tiny.yaml", "--workspace", "my work", "--set", "data.unit_megabytes=7"]
+    train = advice(*line, folder=tiny)
+    assert train[0] == "train"
+    preprocess = advice(*train)
+    assert preprocess[0] == "preprocess"
+    assert advice(*preprocess) == []
+    assert [path.name for path in (tiny / "my work" / "manifest").iterdir()] == ["preprocess"]
 
 
 def test_a_reader_that_leaves_is_no_error_to_tell():

@@ -90,6 +90,17 @@ def test_a_task_gets_the_same_context_wherever_it_starts(parse, tiny, monkeypatc
     assert again.task_arguments == first.task_arguments
 
 
+def test_an_advised_command_names_the_experiment_as_short_as_it_can(parse, tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    advised = [parse(line)[0].experiment.command("train", Path("/w")) for line in ("quickstart", "tiny.yaml")]
+    assert advised == [f"mistral-pipeline train {name} --workspace /w" for name in ("quickstart", tiny / "tiny.yaml")]
+    experiment = parse("quickstart --set training.max_steps=7 --set data.name=x")[0].experiment
+    sets = "--set training.max_steps=7 --set data.name=x"
+    assert experiment.command("export", Path("/a b"), "--push") == (
+        f"mistral-pipeline export quickstart {sets} --push --workspace '/a b'"
+    )
+
+
 def test_the_config_that_a_run_keeps_is_an_experiment(parse, tiny):
     context, _ = parse(f"{tiny}/tiny.yaml --set training.max_steps=7")
     kept = tiny / "workspace" / "runs" / "alias-tiny-x21" / "config.yaml"
