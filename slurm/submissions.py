@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mistral.config import to_yaml
 from mistral.errors import EnvironmentProblem
-from mistral.files import canonical_json, make_folder, publish_bytes, read_json, write_bytes
+from mistral.files import canonical_json, fsync_folder, make_folder, publish_bytes, read_json, write_bytes
 from mistral.workspace import Workspace
 from pipeline.context import Context
 from slurm.queue import Job
@@ -130,6 +130,7 @@ def create(
     number = max((int(path.name.partition("-")[0]) for path in folders(context.workspace, stage)), default=0) + 1
     folder = parent / f"{number:06d}-{secrets.token_hex(4)}"
     folder.mkdir(mode=PRIVATE)
+    fsync_folder(parent)
     tasks, names = zip(*units, strict=True)
     links = context.cluster.jobs_in_chain(stage)
     submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags), planned, links)
