@@ -9,6 +9,8 @@ workspace/
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +96,8 @@ class Workspace:
                 "the record was not written by this program: remove it"
             )
         path = self.root / relative
+        if not _has_link(self.root, parts):
+            return path
         try:
             stays = path.resolve().is_relative_to(self.root.resolve())
         except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that the file system cannot hold
@@ -104,6 +108,23 @@ class Workspace:
                 "put the file itself there, or remove the record"
             )
         return path
+
+
+def _has_link(folder: Path, parts: list[str]) -> bool:
+    """Whether a link may stand on the way from a folder to a file in it: one look at each part, none at the folder's.
+
+    What cannot be looked at counts as a link.
+    """
+    for part in parts:
+        folder = folder / part
+        try:
+            if stat.S_ISLNK(os.lstat(folder).st_mode):
+                return True
+        except FileNotFoundError:  # nor does anything lie below it
+            return False
+        except (OSError, ValueError):
+            return True
+    return False
 
 
 def step_name(step: int) -> str:

@@ -80,3 +80,10 @@ def test_steps_sort_by_number(steps):
     assert sorted(map(step_name, steps)) == [step_name(step) for step in sorted(steps)]
     assert [step_number(step_name(step)) for step in steps] == steps
     assert step_number("checkpoint-1000") == 1000
+
+
+def test_a_path_without_links_is_not_resolved_however_deep_the_workspace_lies(tmp_path, monkeypatch):
+    root = tmp_path / "a" / "deep" / "place"
+    root.mkdir(parents=True)
+    monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("looks at each folder above the workspace"))
+    assert Workspace(root).inside("manifest/export/x.json") == root / "manifest" / "export" / "x.json"
