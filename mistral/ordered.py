@@ -26,7 +26,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)  # after an error nobody takes what waits for a thread
 
     def in_order(
         self,

@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -112,7 +113,8 @@ class Stream:
     def close(self) -> None:
         """Give the memory and the temporary file back."""
         self._blocks, self._starts = [], []
-        self._spilled.close()
+        with suppress(OSError):  # on a full disk: the error of the write that failed is the one to tell
+            self._spilled.close()
 
 
 @dataclass

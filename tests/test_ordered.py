@@ -71,3 +71,20 @@ def test_the_same_threads_do_the_next_unit():
     with Workers(2) as pool:
         units = [set(pool.in_order(lambda _: threading.get_ident(), range(50), weight=int, limit=9)) for _ in range(5)]
     assert len(set().union(*units)) <= 2
+
+
+def test_what_waits_for_a_thread_is_dropped_when_the_task_fails():
+    begun, go_on = [], threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number:
+            go_on.wait(5)
+        return number
+
+    with pytest.raises(OSError, match="full"), Workers(2) as pool:
+        results = pool.in_order(work, range(100), weight=lambda _: 1, limit=100)
+        next(results)
+        threading.Timer(0.2, go_on.set).start()
+        raise OSError("the disk is full")
+    assert len(begun) <= 3
