@@ -11,11 +11,13 @@ from mistral.tokens import Encoded
 
 
 def test_a_spill_that_fails_on_a_full_disk_is_told_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "SPILL_BYTES", 200)
-    monkeypatch.setattr(packing.tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("wb"))
-    stream = packing.Stream(tmp_path, np.dtype("<u2"))
     part = packing.Part(Encoded(np.zeros(300, "<u2"), np.array([300])), [b"1" * 32], [300])
-    with pytest.raises(StorageError, match="cannot write"):
-        for _ in range(100):
-            stream.append(part)
-    stream.close()
+    with Path("/dev/full").open("wb") as full:
+        monkeypatch.setattr(packing, "SPILL_BYTES", 200)
+        monkeypatch.setattr(packing.tempfile, "TemporaryFile", lambda dir: full)
+        stream = packing.Stream(tmp_path, np.dtype("<u2"))
+        with pytest.raises(StorageError, match="cannot write"):
+            for _ in range(100):
+                stream.append(part)
+        stream.close()
+        assert full.closed
