@@ -33,7 +33,9 @@ def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetc
     folder = sources / f"{name}-{digest_of(source.model_dump(mode='json'))[:8]}"
     if not folder.exists():
         if not fetch:
-            raise DataError(f"data.source.hub: found no {folder}, expected the fetched dataset; fetch it again")
+            raise DataError(
+                f"data.source.hub: found no {folder}, expected the fetched dataset; run preprocess with --fetch-only"
+            )
         _fetch(source, folder)
     return folder
 

@@ -77,6 +77,8 @@ def preprocess(
 ) -> None:
     """Tokenize the corpus and pack it into HDF5 shards."""
     if peek is not None:
+        if as_json or fetch_only:
+            raise click.UsageError("--peek prints documents as text and does nothing else; leave the other option out")
         from mistral.peek import first_documents
 
         for shown in first_documents(context.experiment, context.workspace, peek):
@@ -84,7 +86,7 @@ def preprocess(
     elif fetch_only:
         from pipeline.preprocess import fetch
 
-        click.echo(fetch(context.experiment, context.workspace).as_text())
+        show(fetch(context.experiment, context.workspace), as_json)
     else:
         show(do_preprocess(context, task, tasks), as_json)
 

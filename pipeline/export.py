@@ -8,7 +8,7 @@ from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
-from mistral.manifest import Key, Manifest, Record
+from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
@@ -71,8 +71,7 @@ def export(
         planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
     units = [(seed, step) for seed, step in planned if step in recorded[seed]]
     missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
-    done = {seed: exported_names(experiment, manifest, seed) for seed in recorded}
-    left = [(seed, step) for seed, step in units if f"checkpoint-{step}" not in done[seed]]
+    left = [unit for unit in units if not is_exported(experiment, manifest, *unit)]
     exported = _export_all(experiment, manifest, left, len(units), progress)
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
 
@@ -83,14 +82,15 @@ def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set
 
 
 def exported_names(experiment: Experiment, manifest: Manifest, seed: str) -> set[str]:
-    """`checkpoint-1000`: what is exported of a run in the dtype of the config; what has another is exported again."""
-    run = experiment.run_name(seed)
-    return {name for name in manifest.names("export", (run,)) if _has_dtype(experiment, manifest, (run, name))}
+    """`checkpoint-1000`: what is exported of a run in the dtype of the config; reads the record of each."""
+    names = manifest.names("export", (experiment.run_name(seed),))
+    return {name for name in names if is_exported(experiment, manifest, seed, step_number(name))}
 
 
-def _has_dtype(experiment: Experiment, manifest: Manifest, key: Key) -> bool:
+def is_exported(experiment: Experiment, manifest: Manifest, seed: str, step: int) -> bool:
+    """Whether a checkpoint is exported in the dtype of the config; what has another one is exported again."""
     try:
-        record = manifest.find("export", key)
+        record = manifest.find("export", (experiment.run_name(seed), f"checkpoint-{step}"))
     except ManifestError:  # damaged: for verify to tell, and for somebody to restore
         return True
     return record is not None and dtype_of(record) == experiment.export.dtype

@@ -170,13 +170,20 @@ class Fetched:
     plan: Plan
     evaluation_sets: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        units, size = len(self.plan.units), self._bytes()
+        return {"dataset": self.dataset, "units": units, "bytes": size, "evaluation_sets": self.evaluation_sets}
+
     def as_text(self) -> str:
         """For people."""
-        megabytes = sum(unit.bytes() for unit in self.plan.units) / 1e6
         return (
-            f"{self.dataset}: {len(self.plan.units):,} units of {megabytes:,.0f} MB, "
-            f"{', '.join(['the tokenizer', *self.evaluation_sets])} are here; preprocess needs no network"
+            f"{self.dataset}: {len(self.plan.units):,} units, {self._bytes() / 1e6:,.0f} MB, "
+            f"{' and '.join(['the tokenizer', *self.evaluation_sets])}: here; preprocess needs no network"
         )
+
+    def _bytes(self) -> int:
+        return sum(unit.bytes() for unit in self.plan.units)
 
 
 def fetch(experiment: Experiment, workspace: Workspace) -> Fetched:

@@ -56,8 +56,8 @@ def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, 
                 return there[0]
             raise EnvironmentProblem(f"{paths[-1]}: found no such file yet; the job {labels[-1]} may wait: see status")
     raise ConfigError(
-        f"{experiment}: found no job for {stage} {name or ''} in {workspace.root / 'jobs'}, expected one that was "
-        "submitted from this workspace; see status"
+        f"{experiment}: found no job of {name or 'any task'} of {stage} in {workspace.root / 'jobs'}, expected one "
+        "that was submitted from this workspace; see status"
     )
 
 

@@ -51,7 +51,7 @@ def preprocess_plan(context: Context, choice: Choice, corpus: Corpus | None = No
     planned = None
     if any(manifest.find("preprocess", (name, SEAL)) is None for name in experiment.dataset_names()):
         recorded = set(unit_names(manifest, experiment.data.dataset_name()))
-        units = (corpus or plan_units(experiment, context.workspace.sources())).units
+        units = (corpus or plan_units(experiment, context.workspace.sources(), fetch=False)).units
         planned = len(units)
         owners = zip(units, task_numbers(units, total), strict=True)
         numbers = sorted({number for unit, number in owners if unit.name not in recorded} | {total - 1})

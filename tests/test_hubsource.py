@@ -58,6 +58,15 @@ def test_a_dataset_is_fetched_once_at_a_commit_that_is_recorded_and_then_needs_n
     assert seal_of(tmp_path, what).facts["sources"][0]["commit"] == commit
 
 
+def test_a_dry_run_fetches_nothing(tmp_path, hub):
+    with serving(hub) as endpoint:
+        done = preprocess(tmp_path, endpoint, "--cluster", "slurm-a100", "--dry-run")
+    assert done.returncode == 1
+    assert "expected the fetched dataset; run preprocess with --fetch-only" in done.stderr
+    assert hub.requests == []
+    assert not (tmp_path / "workspace" / "sources").exists()
+
+
 def test_a_dataset_that_is_not_there_or_cannot_be_reached_is_refused_with_advice(tmp_path, hub):
     with serving(hub) as endpoint:
         missing = preprocess(tmp_path, endpoint)

@@ -67,9 +67,21 @@ def test_peek_shows_documents_as_the_model_will_see_them_and_writes_nothing(tmp_
     assert not (tmp_path / "workspace").exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--fetch-only"])
+def test_peek_does_nothing_else(tmp_path, option):
+    write_corpus(tmp_path, texts())
+    experiment(tmp_path)
+    result = CliRunner().invoke(cli, ["preprocess", str(tmp_path / "experiment.yaml"), "--peek", "2", option])
+    assert result.exit_code == 2
+    assert "--peek prints documents as text and does nothing else" in result.output
+
+
 def test_fetch_only_brings_the_tokenizer_and_packs_nothing(tmp_path):
     write_corpus(tmp_path, texts())
     what = experiment(tmp_path, tokenizer=TRAINED)
-    assert "1 units of 0 MB, the tokenizer are here" in invoke(tmp_path, "--fetch-only")
+    assert "1 units, 0 MB, the tokenizer: here" in invoke(tmp_path, "--fetch-only")
     dataset = Workspace(tmp_path / "workspace").dataset(what.data.dataset_name())
     assert [path.name for path in dataset.iterdir()] == ["tokenizer"]
+    told = json.loads(invoke(tmp_path, "--fetch-only", "--json"))
+    size = (tmp_path / "c.jsonl").stat().st_size
+    assert told == {"dataset": what.data.dataset_name(), "units": 1, "bytes": size, "evaluation_sets": []}
