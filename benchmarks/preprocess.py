@@ -157,7 +157,7 @@ def main() -> int:
         raise SystemExit(f"{error}\n{error.stderr}") from None
     mean = corpus.text_bytes / corpus.documents
     print(f"{corpus.documents:,} documents, {corpus.text_bytes / MEGA:.1f} MB, mean {mean:,.0f} bytes, "
-          f"sha256 {corpus.sha256[:16]}; --cores {arguments.cores}; median of {arguments.rounds}\n")  # fmt: skip
+          f"sha256 {corpus.sha256[:16]}; --cores {arguments.cores}; medians, {arguments.rounds} rounds\n")  # fmt: skip
     print(as_text(table(rows, corpus.text_bytes / MEGA), arguments.markdown))
     print("\n" + compare_tokens(rows))
     if arguments.skip_exactness:

@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/processes.py --megabytes 380 --copies 4
 
 Each process is an array task, `--task N --tasks M`, in a fresh workspace. Start-up is measured by itself, on a corpus
-of one document, and taken off for the ratio. One that does a half alone shows what the second process costs the first.
+of one document, and taken off for the ratio. One that does a half alone shows what the second process costs the first;
+one beside a program that only reads memory, or only counts, shows how much of that is the machine's.
 Only a machine that nobody else uses can answer.
 """
 
@@ -25,6 +26,11 @@ UNIT_MEGABYTES = 50  # a unit a file, so that the halves are equal
 ONE, HALF, TWO = "one, all units", "one, half of the units", "two at once, half of them each"
 CASES = {ONE: ([0], 1), HALF: ([0], 2), TWO: ([0, 1], 2)}
 START_UP = "one, a single document"
+BESIDE = {
+    "one, half of the units, beside a reader of memory": "import numpy as np; a = np.arange(2**22); "
+    "order = np.random.default_rng(0).permutation(len(a))\nwhile True: a[order].sum()",
+    "one, half of the units, beside a counter": "while True: pass",
+}
 
 
 def wall_seconds(corpus: Path, numbers: Sequence[int], tasks: int) -> float:
@@ -46,6 +52,16 @@ def wall_seconds(corpus: Path, numbers: Sequence[int], tasks: int) -> float:
         return time.monotonic() - start
 
 
+def wall_seconds_beside(program: str, corpus: Path) -> float:
+    """As `wall_seconds` of one that does a half, while the next core runs another program."""
+    core = sorted(os.sched_getaffinity(0))[1]
+    with subprocess.Popen(["taskset", "--cpu-list", str(core), sys.executable, "-c", program]) as beside:
+        try:
+            return wall_seconds(corpus, *CASES[HALF])
+        finally:
+            beside.kill()
+
+
 def main() -> None:
     """Rounds of all cases in turn, so that what slows the machine down slows all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="the table has the medians (default 5)")
     arguments = parser.parse_args()
     corpus = make_corpus(arguments.megabytes)
-    times: dict[str, list[float]] = {case: [] for case in (*CASES, START_UP)}
+    times: dict[str, list[float]] = {case: [] for case in (*CASES, *BESIDE, START_UP)}
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix="processes-") as name:
         folder = Path(name)
         whole, single = folder / "whole", folder / "single"
@@ -67,6 +83,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for case, (numbers, tasks) in CASES.items():
                 times[case].append(wall_seconds(whole, numbers, tasks))
+            for case, program in BESIDE.items():
+                times[case].append(wall_seconds_beside(program, whole))
             times[START_UP].append(wall_seconds(single, [0], 1))
     print(f"{arguments.copies * corpus.text_bytes / 1e6:.1f} MB; medians of {arguments.rounds}")
     medians = {case: statistics.median(seconds) for case, seconds in times.items()}

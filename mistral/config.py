@@ -181,9 +181,13 @@ def load_experiment(name_or_path: str, overrides: tuple[str, ...] = ()) -> Exper
     experiment = _load(Experiment, path, overrides)
     experiment._folder = path.absolute().parent / (experiment.folder or "")
     bare = path.absolute().parent in installed_conf("experiments")
-    sets = [part for assignment in overrides for part in ("--set", assignment)]
-    experiment._arguments = (path.stem if bare else str(path.absolute()), *sets)
+    experiment._arguments = (path.stem if bare else str(path.absolute()), *set_options(overrides))
     return experiment
+
+
+def set_options(overrides: tuple[str, ...]) -> list[str]:
+    """Overrides as the command line takes them."""
+    return [part for assignment in overrides for part in ("--set", assignment)]
 
 
 def load_cluster(name_or_path: str) -> Cluster:

@@ -35,7 +35,7 @@ class Work:
     plan: Plan
     tokenizer: Tokenizer
     progress: Progress
-    workers: Workers  # parse and tokenize
+    workers: Workers  # the threads that parse and tokenize
     counts_words: bool = False
     duplicates: Record | None = None  # which documents are left out
 

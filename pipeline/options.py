@@ -52,12 +52,12 @@ def stage(function: Function) -> Callable[..., None]:
     def call(
         experiment: str, workspace: Path, cluster: str, overrides: tuple[str, ...], *, wait: bool, **options: Any
     ) -> None:
-        from mistral.config import find_config
+        from mistral.config import find_config, set_options
 
         files = [find_config(experiment, "experiments"), find_config(cluster, "clusters")]
         experiment, cluster = [str(path.absolute()) for path in files]  # a task may start in another folder
         arguments = [function.__name__, experiment, "--workspace", str(workspace.absolute()), "--cluster", cluster]
-        arguments += [part for override in overrides for part in ("--set", override)]
+        arguments += set_options(overrides)
         function(make_context(experiment, workspace, cluster, overrides, arguments, wait=wait), **options)
 
     decorated: Callable[..., None] = call

@@ -124,7 +124,7 @@ def prepare(
         experiment: whose data it is.
         workspace: where the shards go.
         progress: receives megabytes of source text.
-        workers: parse and tokenize.
+        workers: the threads that parse and tokenize.
         cut: number of tasks, and which of them to do; all units unless given.
         measures: of an evaluation set, the dataset whose tokenizer it has; its words are counted, and it may be shorter
             than a sequence.

@@ -1,20 +1,23 @@
-"""calls of fsync, link and rename -> what a power cut would leave: the bytes and the names that are durable.
+"""calls of fsync, link, rename and rmtree -> what a power cut would leave: the bytes and the names that are durable.
 
-The calls are made as they are; what is remembered is the state of a file or a folder at its last fsync.
+Each call is looked at, and then made as it is: nothing stands in for the disk. Remembered is the state of a file or a
+folder at its last fsync.
 """
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 
 class Disk:
-    """What of a folder is durable, and what got its name or its record too early."""
+    """What of a folder is durable, and what got its name or its record, or was removed, too early."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root = root
@@ -22,19 +25,24 @@ class Disk:
         self._folders: dict[int, dict[str, int]] = {}  # by inode: the names in it at the last fsync, and their inodes
         self._monkeypatch = monkeypatch
         self.too_early: list[str] = []
-        self.records: list[dict[str, Any]] = []
-        self._spy("fsync", self._synced)
+        self.records: dict[Path, dict[str, Any]] = {}  # by their own files, in the order of their making
+        self._look_at(os, "fsync", self._synced)
         for call in ("link", "rename", "replace"):
-            self._spy(call, self._named)
+            self._look_at(os, call, self._named)
+        self._look_at(shutil, "rmtree", self._removed)
 
-    def _spy(self, name: str, look: Callable[..., None]) -> None:
-        call = getattr(os, name)
+    def kinds(self) -> list[str]:
+        """`train/weights`: what was recorded, in order."""
+        return [record["kind"] for record in self.records.values()]
+
+    def _look_at(self, module: ModuleType, name: str, look: Callable[..., None]) -> None:
+        call = getattr(module, name)
 
         def look_and_call(*arguments: Any, **options: Any) -> Any:
             look(*arguments)
             return call(*arguments, **options)
 
-        self._monkeypatch.setattr(os, name, look_and_call)
+        self._monkeypatch.setattr(module, name, look_and_call)
 
     def _synced(self, descriptor: int) -> None:
         status, path = os.fstat(descriptor), Path(f"/proc/self/fd/{descriptor}")
@@ -51,9 +59,16 @@ class Disk:
             self.too_early.append(f"{target}: named before its bytes are durable")
         if inside and "manifest" in target.parts:
             record = json.loads(source.read_bytes())
-            self.records.append(record)
+            self.records[target] = record
             lost = [entry["path"] for entry in record["files"] if not self.survives(self._root / entry["path"])]
             self.too_early += [f"{target}: recorded before {path} is durable" for path in lost]
+
+    def _removed(self, folder: Path, *_: Any) -> None:
+        """What a record tells of is there as long as the record may come back."""
+        for path, record in self.records.items():
+            told = any((self._root / entry["path"]).is_relative_to(folder) for entry in record["files"])
+            if told and self.names(path):
+                self.too_early.append(f"{folder}: removed before {path} is gone")
 
     def _whole_folder(self, folder: Path) -> bool:
         names = self._folders.get(folder.stat().st_ino)
@@ -64,10 +79,6 @@ class Disk:
         """The bytes of a file as it is now; None if they are not durable."""
         found = self._files.get(path.stat().st_ino)
         return found if found == path.read_bytes() else None
-
-    def synced_bytes(self, path: Path) -> bytes:
-        """The bytes of a file at its last fsync."""
-        return self._files.get(path.stat().st_ino, b"")
 
     def names(self, path: Path) -> bool:
         """Whether a file or folder would be found under its path after a power cut."""

@@ -61,7 +61,8 @@ def test_sets_may_be_added_to_a_dataset_that_is_whole(tiny):
     prepare(tiny, plain)
     sealed = seal(tiny, plain.data.dataset_name())
     one = experiment(tiny)
-    with pytest.raises(ManifestError, match=r"evaluation\.wikitext103; run: mistral-pipeline preprocess .*tiny"):
+    advised = rf"run: mistral-pipeline preprocess {tiny}/tiny\.yaml .*--workspace {tiny}/workspace"
+    with pytest.raises(ManifestError, match=rf"evaluation\.wikitext103; {advised}"):
         dataset_record(one, Manifest(Workspace(tiny / "workspace")))
     prepared = prepare(tiny, one)
     assert prepared.packed_now == 0
@@ -207,7 +208,8 @@ def test_a_run_without_a_validation_split_ends_with_its_sets_alone(trained):
 def test_a_step_that_is_not_recorded_is_refused(tiny):
     one, workspace = load_experiment(str(tiny / "tiny.yaml")), Workspace(tiny / "workspace")
     context = Context(one, load_cluster(str(tiny / "ranks1.yaml")), workspace, Silent())
-    with pytest.raises(ManifestError, match=r"found no weights of any step(.|\n)*run: mistral-pipeline train .*tiny"):
+    advised = rf"run: mistral-pipeline train {tiny}/tiny\.yaml --workspace {tiny}/workspace$"
+    with pytest.raises(ManifestError, match=rf"found no weights of any step(.|\n)*{advised}"):
         evaluate(context, ["alias"], [])
     with pytest.raises(ManifestError, match="found no weights of alias-tiny-x21 step 3, alias-tiny-x21 step 5"):
         evaluate(context, ["alias"], [5, 3])

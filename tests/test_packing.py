@@ -1,23 +1,29 @@
 """The promises of packing.py: a full disk is told as one."""
 
-from pathlib import Path
+import resource
 
 import numpy as np
 import pytest
 
-from mistral import packing
 from mistral.errors import StorageError
+from mistral.packing import SPILL_BYTES, Part, Stream
 from mistral.tokens import Encoded
 
 
-def test_a_spill_that_fails_on_a_full_disk_is_told_once(tmp_path, monkeypatch):
-    part = packing.Part(Encoded(np.zeros(300, "<u2"), np.array([300])), [b"1" * 32], [300])
-    with Path("/dev/full").open("wb") as full:
-        monkeypatch.setattr(packing, "SPILL_BYTES", 200)
-        monkeypatch.setattr(packing.tempfile, "TemporaryFile", lambda dir: full)
-        stream = packing.Stream(tmp_path, np.dtype("<u2"))
+def part(tokens: int) -> Part:
+    """One document of so many tokens."""
+    return Part(Encoded(np.zeros(tokens, "<u2"), np.array([tokens])), [b"1" * 32], [tokens])
+
+
+def test_a_spill_that_fails_on_a_full_disk_is_told_once(tmp_path):
+    """A limit on the size of files stands in for the disk: what was not written is still there when the file closes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stream = Stream(tmp_path, np.dtype("<u2"))
+    stream.append(part(300))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
         with pytest.raises(StorageError, match="cannot write"):
-            for _ in range(100):
-                stream.append(part)
+            stream.append(part(SPILL_BYTES // 2))
         stream.close()
-        assert full.closed
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
