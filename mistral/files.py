@@ -73,6 +73,28 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+# There is no such file, or a folder in its place. All other errors say nothing about the file.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into one StorageError that names the file and the errno.
+
+    That a file is not there, or is a folder, is an answer: these errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise
+        name = errno.errorcode.get(error.errno or 0, f"errno {error.errno}")
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error} ({name}), expected a file system that answers; nothing was "
+            "changed\n  check its permissions and the file system, then run the same command again"
+        ) from error
+
+
 def _storage_error(path: Path, error: OSError) -> StorageError:
     folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
     free = shutil.disk_usage(folder).free / 1e6

@@ -180,6 +180,14 @@ def _drift(records: Records, drift: Record) -> Iterator[str]:
         yield f"{place(drift)}: found other changes than its name and the record before it tell; restore the record"
 
 
+def _given_up(records: Records, given_up: Record) -> Iterator[str]:
+    """Weights that were set aside, as they were made again with other bits, are those of its run from a step on."""
+    yield from _run_of(records, given_up)
+    first = given_up.facts["step"]
+    if wrong := [name for name in given_up.facts["weights"] if step_number(name) < first]:
+        yield f"{place(given_up)}: found {wrong[0]}, expected steps from {first} on; restore the record"
+
+
 def _unknown_drift(records: Records, record: Record) -> Iterator[str]:
     """A change of software or hardware that a record names is recorded."""
     run, named = record.key[0], record.inputs.get("drift")
@@ -231,6 +239,7 @@ _CHECKS = {
     "train/state": _checkpoint,
     "train/complete": _complete,
     "train/drift": _drift,
+    "train/set-aside": _given_up,
     "export/checkpoint": _export,
 }
 

@@ -54,19 +54,25 @@ def require_probe(model: Any, weights: Record, tolerance: float) -> float:
     Raises:
         CheckpointError: they differ by more than the tolerance, relative to the recorded one.
     """
-    import torch
-
-    model.eval()
-    model.loss_type = "ForCausalLM"
-    probe, losses = weights.facts["probe"], []
-    with torch.no_grad():
-        for sequence in probe["sequences"]:  # one by one: the logits of all of them would be GBs
-            input_ids = torch.tensor([sequence])  # (1, seq_len) int64
-            losses.append(float(model(input_ids=input_ids, labels=input_ids, use_cache=False).loss))
-    loss = math.fsum(losses) / len(losses)
+    probe = weights.facts["probe"]
+    loss = mean_loss(model, probe["sequences"])
     if not abs(loss - probe["loss"]) <= tolerance * abs(probe["loss"]):  # a NaN is refused as well
         raise CheckpointError(
             f"found probe loss {loss}, expected {probe['loss']} as recorded in training, within {tolerance:.1g} of it; "
             "the weights are not those of this checkpoint, or transformers computes another model: run verify"
         )
     return loss
+
+
+def mean_loss(model: Any, sequences: list[list[int]]) -> float:
+    """Mean loss of a model over sequences of the same length, in eval mode."""
+    import torch
+
+    model.eval()
+    model.loss_type = "ForCausalLM"
+    losses = []
+    with torch.no_grad():
+        for sequence in sequences:  # one by one: the logits of all of them would be GBs
+            input_ids = torch.tensor([sequence])  # (1, seq_len) int64
+            losses.append(float(model(input_ids=input_ids, labels=input_ids, use_cache=False).loss))
+    return math.fsum(losses) / len(losses)

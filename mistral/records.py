@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mistral.config import Experiment
 from mistral.dataset import SEAL
-from mistral.errors import ManifestError
+from mistral.errors import ManifestError, StorageError
 from mistral.files import digest_of
 from mistral.manifest import Key, Manifest, Record
 from mistral.workspace import Workspace, step_number
@@ -82,8 +82,8 @@ def expected_kind(stage: str, key: Key) -> str | None:
             return f"train/{name}"
         case ("train", _, "weights" | "state" as name, step) if STEP.match(step):
             return f"train/{name}"
-        case ("train", _, "drift", name) if DRIFT.match(name):
-            return "train/drift"
+        case ("train", _, "drift" | "set-aside" as kind, name) if DRIFT.match(name):
+            return f"train/{kind}"
         case ("export", _, name) if EXPORT.match(name):
             return "export/checkpoint"
     return None
@@ -109,7 +109,7 @@ def read_records(manifest: Manifest, experiment: Experiment | None = None) -> tu
             if record is not None and record.kind != kind:
                 raise ManifestError(f"{path}: found a record of {record.kind}, expected one of {kind}; restore it")
             found[stage, key] = record and _slim(record)
-        except ManifestError as error:
+        except (ManifestError, StorageError) as error:
             problems.append(str(error))
             found[stage, key] = None
     return Records(manifest.workspace, found), problems

@@ -108,10 +108,12 @@ def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> An
 @task_options(tasks=False)
 @click.option("--allow-drift", is_flag=True, help="Train a seed that differs from its siblings, and record how.")
 @click.option("--steal-lease", is_flag=True, help="Take a run over from a process that cannot be asked.")
+@click.option(
+    "--from-earlier-state", is_flag=True, help="Go back to an earlier state where weights before the newest are lost."
+)
+@click.option("--from-step-0", is_flag=True, help="Begin again at step 0 where no state of a run can be used.")
 @submits("train")
-def train(
-    context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
-) -> None:
+def train(context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, **flags: bool) -> None:
     """Train the seeds, one run each.
 
     Goes on from the last state of a run that was stopped or killed.
@@ -120,12 +122,11 @@ def train(
 
     from pipeline import train as command
 
-    flags = [f for f, on in (("--allow-drift", allow_drift), ("--steal-lease", steal_lease)) if on]
-    context = replace(context, task_arguments=(*context.task_arguments, *flags))
+    context = replace(context, task_arguments=(*context.task_arguments, *cli_slurm.train_flags(flags)))
     if task is not None:
         if seeds:
             raise click.UsageError("--task N names a seed by its place in the config: leave --seed out")
-        command.train_task(context, task, cli_slurm.train_options(allow_drift, steal_lease))
+        command.train_task(context, task, cli_slurm.train_options(flags))
         return
     failures: list[Findings] = []
     with held(failures):
@@ -168,7 +169,7 @@ def do_export(
     )  # fmt: skip
 
 
-for command in (cli_inspect.status, cli_inspect.verify):
+for command in (cli_inspect.status, cli_inspect.verify, cli_inspect.restore, cli_inspect.clean):
     cli.add_command(command)
 
 

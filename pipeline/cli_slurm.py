@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help ans
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 STAGES = ("preprocess", "train", "export")
+TRAIN_FLAGS = ("allow_drift", "steal_lease", "from_earlier_state", "from_step_0")
 SHOWN = 10  # tasks whose reasons are told
 WORKS_HERE = ("task", "peek")  # options with which a command works here, whatever the cluster
 stage_option = click.option("--stage", "stage_name", type=click.Choice(STAGES), help="Only this stage.")
@@ -66,12 +67,17 @@ def one_attempt(context: "Context", stage: str, task: int | None) -> Iterator[No
         yield
 
 
-def train_options(allow_drift: bool, steal_lease: bool) -> "TrainOptions":
+def train_flags(options: Mapping[str, Any]) -> list[str]:
+    """`--allow-drift`: the flags of train that were given."""
+    return [f"--{name.replace('_', '-')}" for name in TRAIN_FLAGS if options.get(name)]
+
+
+def train_options(flags: Mapping[str, bool]) -> "TrainOptions":
     """What the command line says, and who owns a run."""
     from pipeline.train import TrainOptions
     from slurm.attempt import owner, owner_is_alive
 
-    return TrainOptions(allow_drift, steal_lease, owner, owner_is_alive)
+    return TrainOptions(**flags, owner=owner, owner_is_alive=owner_is_alive)
 
 
 def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, Any], dry_run: bool) -> None:
@@ -90,8 +96,9 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
     from slurm.submit import dry_run as text_of
     from slurm.submit import submit
 
-    flags = [f"--{name.replace('_', '-')}" for name in ("allow_drift", "steal_lease") if options.get(name)]
-    choice = plans.Choice(options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), flags)
+    choice = plans.Choice(
+        options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), train_flags(options)
+    )
     corpus = fetch_here(context) if "preprocess" in stages and not dry_run else None
     planned = plans.make_plans(context, stages, choice, corpus)
     if dry_run:

@@ -146,6 +146,8 @@ def _export_all(
         return []
     from mistral.hub import export_checkpoint
 
+    for run in dict.fromkeys(experiment.run_name(seed) for seed, _ in units):
+        manifest.workspace.refuse_links(manifest.workspace.root / "exports" / run)
     dataset = _dataset(experiment, manifest)
     exported, refused = [], []
     progress.start(f"export {experiment.name}", total, "checkpoints", total - len(units))

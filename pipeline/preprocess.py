@@ -130,6 +130,8 @@ def prepare(
             than a sequence.
     """
     manifest, dataset = Manifest(workspace), experiment.data.dataset_name()
+    for folder in ("", "train", "validation", "tokenizer", "hashes"):
+        workspace.refuse_links(workspace.dataset(dataset) / folder)
     sealed = manifest.find("preprocess", (dataset, SEAL))
     plan = _plan(experiment, workspace, sealed, progress)
     require_same_source(experiment, manifest, plan)

@@ -29,6 +29,8 @@ class TrainOptions:
 
     allow_drift: bool = False
     steal_lease: bool = False
+    from_step_0: bool = False
+    from_earlier_state: bool = False
     owner: Callable[[], Owner] = local.process_owner
     owner_is_alive: Callable[[Owner], bool | None] = local.is_alive
 
@@ -205,6 +207,7 @@ def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
         ConfigError: its frozen config changed, or it differs from its siblings.
     """
     from mistral import cohort, lease
+    from mistral.resume import GoBack
     from mistral.run import write_config
     from mistral.training import Ownership
 
@@ -212,10 +215,11 @@ def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
     siblings = [experiment.run_name(seed) for seed in experiment.seeds if seed != run.seed]
     facts = cohort.begin_facts(experiment, run.seed, run.dataset.content, run.numerics())
     folder = run.manifest.workspace.run(run.name)
+    run.manifest.workspace.refuse_links(folder)
     held = lease.acquire(folder, options.owner(), options.owner_is_alive, steal=options.steal_lease)
     try:
         begun = cohort.begin(run.manifest, run.name, facts, siblings, options.allow_drift)
         write_config(run)
-        yield Ownership(held, begun, facts)
+        yield Ownership(held, begun, facts, GoBack(options.from_step_0, options.from_earlier_state))
     finally:
         held.release()

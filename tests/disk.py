@@ -54,6 +54,7 @@ class Disk:
     def _named(self, source: Path, target: Path) -> None:
         """What gets its last name holds what it shall hold, and what a record tells of survives already."""
         source, target = Path(source), Path(target)
+        self._removed(source)
         inside = target.is_relative_to(self._root)
         if inside and not (self._whole_folder(source) if source.is_dir() else self.bytes_of(source) is not None):
             self.too_early.append(f"{target}: named before its bytes are durable")

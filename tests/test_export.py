@@ -20,6 +20,7 @@ from mistral.errors import ConfigError, Findings, ManifestError
 from mistral.manifest import Manifest, make_record
 from mistral.modelcard import CardFacts, model_card
 from mistral.progress import Silent
+from mistral.setaside import look
 from pipeline.export import export
 
 
@@ -218,6 +219,11 @@ def test_a_kill_between_folder_and_record_is_repaired(trained, monkeypatch):
     (folder.parent / ".checkpoint-0.4711.abcd.tmp").mkdir()  # a process that was killed while it built
     assert len(trained.export().exported) == 3
     assert not (folder / "rubbish").exists()
+    [aside] = look(trained.workspace, run)
+    assert (aside.origin, (trained.workspace.root / aside.path / "rubbish").read_text()) == (
+        f"exports/{run}/checkpoint-0",
+        "half",
+    )
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 

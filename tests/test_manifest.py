@@ -1,6 +1,7 @@
 """The promises of mistral/manifest.py: records are whole, immutable, and stay inside the workspace."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import at, faults
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral.errors import ManifestError, PathError
+from mistral.errors import ManifestError, PathError, StorageError
 from mistral.files import canonical_json, digest_of, write_bytes
 from mistral.manifest import FileEntry, Manifest, Record, make_record, missing, parse_record
 from mistral.workspace import Workspace
@@ -280,8 +282,8 @@ def test_damage_reads_nothing_outside_the_workspace(manifest, tmp_path, path):
     manifest.workspace.root.mkdir()
     (tmp_path / "outside").write_bytes(b"x")
     (manifest.workspace.root / "link").symlink_to(tmp_path / "outside")
-    [problem] = manifest.damage(record_of(files=(FileEntry(path, 1, "0" * 64),)))
-    assert "workspace" in problem
+    with pytest.raises(PathError, match="workspace"):
+        manifest.damage(record_of(files=(FileEntry(path, 1, "0" * 64),)))
 
 
 # --- work to do ---------------------------------------------------------------------------------------------------
@@ -350,3 +352,26 @@ def test_a_folder_in_the_place_of_a_file_is_damage(manifest):
     path.mkdir(parents=True)
     [problem] = manifest.damage(record_of(files=(FileEntry("data", path.stat().st_size, "0" * 64),)))
     assert "Is a directory" in problem
+
+
+UNKNOWN = pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+
+
+@UNKNOWN
+@pytest.mark.parametrize("event", ["open", "stat", "lstat"])
+def test_a_file_that_cannot_be_read_is_an_error_and_no_damage(manifest, code, event):
+    record = write_unit(manifest, KEY, b"0123456789")
+    message = rf"cannot read .*00017\.h5: .* \({errno.errorcode[code]}\)(.|\n)*nothing was changed"
+    with faults(at(event, code, "00017.h5")), pytest.raises(StorageError, match=message):
+        manifest.damage(record)
+    assert manifest.damage(record) == []
+
+
+@UNKNOWN
+def test_a_record_that_cannot_be_read_is_an_error_and_not_absent(manifest, code):
+    record = write_unit(manifest, KEY, b"0123456789")
+    with faults(at("open", code, "00017.json")), pytest.raises(StorageError, match=errno.errorcode[code]):
+        manifest.find("preprocess", KEY)
+    with faults(at("scandir", code, KEY[0])), pytest.raises(StorageError, match=errno.errorcode[code]):
+        manifest.names("preprocess", KEY[:1])
+    assert manifest.find("preprocess", KEY) == record
