@@ -27,8 +27,9 @@ class Disk:
         self.too_early: list[str] = []
         self.records: dict[Path, dict[str, Any]] = {}  # by their own files, in the order of their making
         self._look_at(os, "fsync", self._synced)
-        for call in ("link", "rename", "replace"):
-            self._look_at(os, call, self._named)
+        self._look_at(os, "link", self._named)
+        for call in ("rename", "replace"):
+            self._look_at(os, call, self._moved)
         self._look_at(shutil, "rmtree", self._removed)
 
     def kinds(self) -> list[str]:
@@ -54,7 +55,6 @@ class Disk:
     def _named(self, source: Path, target: Path) -> None:
         """What gets its last name holds what it shall hold, and what a record tells of survives already."""
         source, target = Path(source), Path(target)
-        self._removed(source)
         inside = target.is_relative_to(self._root)
         if inside and not (self._whole_folder(source) if source.is_dir() else self.bytes_of(source) is not None):
             self.too_early.append(f"{target}: named before its bytes are durable")
@@ -63,6 +63,10 @@ class Disk:
             self.records[target] = record
             lost = [entry["path"] for entry in record["files"] if not self.survives(self._root / entry["path"])]
             self.too_early += [f"{target}: recorded before {path} is durable" for path in lost]
+
+    def _moved(self, source: Path, target: Path) -> None:
+        self._removed(Path(source))
+        self._named(source, target)
 
     def _removed(self, folder: Path, *_: Any) -> None:
         """What a record tells of is there as long as the record may come back."""
