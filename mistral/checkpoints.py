@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mistral.errors import CheckpointError
-from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.files import finish_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
 from mistral.lease import Lease
 from mistral.manifest import FileEntry, Manifest, Record, difference, make_record
 from mistral.workspace import step_name, step_number
@@ -231,7 +231,7 @@ class Checkpoints:
             )
 
     def _durable(self, path: Path, folder: Path) -> FileEntry:
-        fsync_file(path)
+        finish_file(path)
         entry = self._manifest.entry(path)
         return FileEntry(self._manifest.workspace.relative(folder / path.name), entry.bytes, entry.sha256)
 
