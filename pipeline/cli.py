@@ -15,7 +15,7 @@ from mistral import __version__
 from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
-from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
+from pipeline.local import EndsAtOnce, die_with_parent, ignore_signals, listen, stop_on_sigterm
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -251,6 +251,7 @@ def show_sample(
 
 def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoReturn:
     """Print an error for the user and exit."""
+    ignore_signals()
     if debug:
         traceback.print_exception(error)
     name = type(error).__name__
@@ -263,9 +264,10 @@ def main() -> NoReturn:
     """Entry point: maps outcomes to exit codes."""
     gc.set_threshold(50_000, 20, 100)  # the classes of a hundred modules are no garbage: start in a tenth less time
     die_with_parent()
-    stop_on_sigterm()
     debug = "--debug" in sys.argv
     try:
+        stop_on_sigterm()
+        listen()
         code = cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:

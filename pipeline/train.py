@@ -135,14 +135,14 @@ def report_ranks(run: str, codes: list[int]) -> None:
     """Turn the exit codes of the ranks into one outcome.
 
     Raises:
-        Stopped: the ranks stopped in order.
+        Stopped: a rank stopped in order; the others may have lost the connection to it.
         MistralError: one failed with a message of its own.
         Findings: one died.
     """
     if not any(codes):
         return
-    if all(code == Stopped.exit_code for code in codes):
-        raise Stopped(f"{run}: stopped with its state saved\n  run the same command to go on")
+    if Stopped.exit_code in codes and Findings.exit_code not in codes:
+        raise Stopped(f"{run}: stopped with everything saved\n  run the same command to go on")
     listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
     killed = any(code < 0 for code in codes)  # the others then fail for want of it
     error = MistralError if MistralError.exit_code in codes and not killed else Findings
