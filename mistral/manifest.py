@@ -16,6 +16,7 @@ from typing import Any
 
 from mistral.errors import ManifestError, PathError
 from mistral.files import canonical_json, digest_of, fsync_folder, publish_bytes, read_json, sha256_of
+from mistral.kinds import kind_of
 from mistral.provenance import made_by
 from mistral.workspace import Workspace
 
@@ -188,9 +189,14 @@ class Manifest:
 
         Raises:
             ManifestError: the earlier record has another content; shows the difference.
+            ValueError: no row of `mistral.kinds` has this kind in this place.
         """
         stage = record.kind.partition("/")[0]
-        path = self.path(stage, record.key)
+        path, kind = self.path(stage, record.key), kind_of(stage, record.key)
+        if kind is None or kind.name != record.kind:
+            raise ValueError(
+                f"found a record {record.kind} {record.key}, expected one of the table in mistral/kinds.py"
+            )
         if publish_bytes(path, canonical_json(record.body()) + b"\n"):
             return record
         earlier = self.get(stage, record.key, "the file system lost a record that was just there: run again")
@@ -241,8 +247,6 @@ def _plain(part: str) -> str:
 def difference(earlier: Record, later: Record) -> str:
     """What differs in the content of two records of one unit, one line each."""
     lines = []
-    if earlier.kind != later.kind:
-        lines.append(f"  kind: recorded {earlier.kind}, now {later.kind}")
     if earlier.config != later.config:
         lines.append(f"  config: recorded {earlier.config[:12]}, now {later.config[:12]}")
     for name in sorted(earlier.inputs.keys() | later.inputs.keys()):

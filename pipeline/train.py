@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mistral.cohort import identity, refuse_changes, refuse_other_schedule
 from mistral.config import Experiment
-from mistral.dataset import evaluation_record
+from mistral.dataset import evaluation_record, unit_names
 from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
@@ -93,7 +93,7 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
         ManifestError: the dataset is not whole; counts what is there. Or an evaluation set is not.
     """
     dataset = experiment.data.dataset_name()
-    units = len(manifest.names("preprocess", (dataset,)))
+    units = len(unit_names(manifest, dataset))
     command = experiment.command("preprocess", manifest.workspace.root)
     advice = f"{units} units of {dataset} are recorded; run: {command}"
     seal = manifest.get("preprocess", (dataset, "dataset"), advice)
