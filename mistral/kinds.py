@@ -42,6 +42,7 @@ KINDS = (
     Kind("preprocess/duplicates", "<dataset>/duplicates", lambda workspace, key: workspace.hashes(key[0])),
     Kind("preprocess/unit", "<dataset>/<unit>", lambda workspace, key: workspace.dataset(key[0])),
     Kind("preprocess/dataset", "<dataset>/dataset", lambda workspace, key: workspace.dataset(key[0])),
+    Kind("cohort/first", "<experiment>"),
     Kind("train/begin", "<run>/begin"),
     Kind("train/drift", "<run>/drift/<step>-<digest>"),
     Kind(

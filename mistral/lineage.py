@@ -4,7 +4,6 @@ Each record is judged by what the others say of it, so that a checkpoint of anot
 that went missing shows, whoever put it there. docs/formats.md says what cannot be found in this way.
 """
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,8 +34,7 @@ def contradictions(records: Records, experiment: Experiment | None = None) -> It
     for begun in records.of_kind("train/begin"):
         yield from _careful(begun, foreign(begun, experiment))
         yield from _careful(begun, gaps(records, begun, experiment))
-    for first, second in itertools.combinations(records.of_kind("train/begin"), 2):
-        yield from _careful(second, undeclared_difference(first, second))
+        yield from _careful(begun, undeclared_difference(records, begun, experiment))
     yield from twins(records)
 
 
@@ -59,6 +57,12 @@ def misplaced(records: Records, record: Record) -> Iterator[str]:
             yield f"{entry.path}: found in the record {'/'.join(record.key)}, expected {expected}"
     if record.kind in STEPS and (step := record.facts["step"]) != step_number(last):
         yield f"{place(record)}: found the facts of step {step}, expected those of step {step_number(last)}"
+
+
+def _first(records: Records, first: Record) -> Iterator[str]:
+    """What the first run shares with its siblings is what was recorded; each run is compared with it."""
+    if first.config != digest_of(first.facts["cohort"]):
+        yield f"{place(first)}: found another cohort than that of its digest; restore the record"
 
 
 def _begin(records: Records, begun: Record) -> Iterator[str]:
@@ -200,6 +204,7 @@ def _export(records: Records, export: Record) -> Iterator[str]:
 
 _CHECKS = {  # of all other kinds: that their run has begun, with their config
     **DATASET_CHECKS,
+    "cohort/first": _first,
     "train/begin": _begin,
     "train/weights": _checkpoint,
     "train/state": _checkpoint,
@@ -234,14 +239,21 @@ def gaps(records: Records, begun: Record, experiment: Experiment | None) -> Iter
             yield f"{run}: {how}, but its scheduled step {step} is not recorded"
 
 
-def undeclared_difference(first: Record, second: Record) -> Iterator[str]:
-    """Runs of one experiment differ in nothing but their seeds, or one of them tells in what else."""
-    if first.facts["experiment"] != second.facts["experiment"]:
+def undeclared_difference(records: Records, begun: Record, checked: Experiment | None) -> Iterator[str]:
+    """Runs of one experiment differ in nothing but their seeds, or tell in what else they differ from the first one.
+
+    A run without weights may have begun a moment ago, and not have compared itself yet.
+    """
+    experiment, run = begun.facts["experiment"], begun.key[0]
+    if not records.steps(run) or (checked and checked.name != experiment):
         return
-    declared = second.key[0] in first.facts["drift"] or first.key[0] in second.facts["drift"]
-    changes = differences(first.facts["cohort"], second.facts["cohort"])
-    if changes and not declared:
-        yield f"{place(second)}: differs from {first.key[0]} in more than the seed, not declared: {'; '.join(changes)}"
+    if not records.exists("cohort", experiment):
+        yield f"{place(begun)}: the first run of its cohort is not recorded, expected cohort/{experiment}.json"
+    if (first := records.get("cohort", experiment)) is None:
+        return
+    name, changes = first.facts["run"], differences(first.facts["cohort"], begun.facts["cohort"])
+    if changes and name not in begun.facts["drift"]:
+        yield f"{place(begun)}: differs from {name} in more than the seed, not declared: {'; '.join(changes)}"
 
 
 def twins(records: Records) -> Iterator[str]:

@@ -189,6 +189,23 @@ class Manifest:
 
         Raises:
             ManifestError: the earlier record has another content; shows the difference.
+        """
+        stands = self.publish_first(record)
+        if stands.content != record.content:
+            path = self.path(record.kind.partition("/")[0], record.key)
+            raise ManifestError(
+                f"{path}: the work was done again and gave another result:\n{difference(stands, record)}\n"
+                "  the same inputs must give the same bytes (docs/reproducibility.md says when they do). The earlier "
+                "result stands."
+            )
+        return stands
+
+    def publish_first(self, record: Record) -> Record:
+        """Commit a record unless one has its place already; returns the one that stands.
+
+        Of several processes that publish at once, exactly one has its record stand.
+
+        Raises:
             ValueError: no row of `mistral.kinds` has this kind in this place.
         """
         stage = record.kind.partition("/")[0]
@@ -199,14 +216,7 @@ class Manifest:
             )
         if publish_bytes(path, canonical_json(record.body()) + b"\n"):
             return record
-        earlier = self.get(stage, record.key, "the file system lost a record that was just there: run again")
-        if earlier.content != record.content:
-            raise ManifestError(
-                f"{path}: the work was done again and gave another result:\n{difference(earlier, record)}\n"
-                "  the same inputs must give the same bytes (docs/reproducibility.md says when they do). The earlier "
-                "result stands."
-            )
-        return earlier
+        return self.get(stage, record.key, "the file system lost a record that was just there: run again")
 
     def remove(self, stage: str, key: Key) -> None:
         """Withdraw a record: of a state that is no longer needed, or of an export for another organization."""

@@ -122,11 +122,11 @@ def _files(workspace: Workspace, experiment: Experiment | None) -> Iterator[tupl
     """Path, stage and key of each file below manifest/, but for those that are being written."""
     root, wanted = workspace.manifest(), None
     if experiment is not None:
-        wanted = {*experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
+        wanted = {experiment.name, *experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
     for folder, folders, names in os.walk(root):
         # What is recorded last is listed first, so that training which goes on leaves no link without its end:
         # exports before checkpoints, states before weights, and what these name after them.
-        folders.sort(key=lambda name: (name in ("preprocess", "drift"), name))
+        folders.sort(key=lambda name: (name in ("preprocess", "cohort", "drift"), name))
         for name in sorted(names):
             path = Path(folder, name)
             stage, *key = path.relative_to(root).with_suffix("").parts

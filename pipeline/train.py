@@ -209,12 +209,11 @@ def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
     from mistral.training import Ownership
 
     experiment = run.experiment
-    siblings = [experiment.run_name(seed) for seed in experiment.seeds if seed != run.seed]
     facts = cohort.begin_facts(experiment, run.seed, run.dataset.content, run.numerics())
     folder = run.manifest.workspace.run(run.name)
     held = lease.acquire(folder, options.owner(), options.owner_is_alive, steal=options.steal_lease)
     try:
-        begun = cohort.begin(run.manifest, run.name, facts, siblings, options.allow_drift)
+        begun = cohort.begin(run.manifest, run.name, facts, options.allow_drift)
         write_config(run)
         yield Ownership(held, begun, facts)
     finally:
