@@ -134,8 +134,8 @@ def refuse_known_drift(manifest: Manifest, experiment: str, run: str, known: Map
     """
     if (first := find_first(manifest, experiment)) is None:
         return
-    then = first.facts["cohort"]
-    now = {**then, **known, "numerics": {**then["numerics"], **known.get("numerics", {})}}
+    then, numerics = first.facts["cohort"], known.get("numerics", {})
+    now = {**then, **known, "numerics": {name: numerics.get(name, was) for name, was in then["numerics"].items()}}
     if lines := differences(then, now):
         raise _drifted(run, {first.facts["run"]: lines})
 

@@ -55,6 +55,21 @@ class Ranks:
         return self.local_rank
 
 
+def require_device(precision: str, needs_gpu: bool) -> None:
+    """Refuse what this machine has no device for.
+
+    Raises:
+        EnvironmentProblem: GPUs are asked for and there are none, or fp16 is asked of a CPU.
+    """
+    if needs_gpu and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "found no GPU, expected one for each rank because the cluster file sets stages.train.gpus_per_node\n"
+            "  check nvidia-smi and the installed torch, or use a cluster file with gpus_per_node: 0"
+        )
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise EnvironmentProblem("training.precision: found fp16 on a CPU, expected fp32 or bf16 there; change it")
+
+
 def store_of(ranks: Ranks, stop: Callable[[], bool]) -> dict[str, Any]:
     """The `store` of a process group; empty where torch finds the others by itself. Raises as `meet` does."""
     if ranks.world_size == 1:

@@ -46,9 +46,11 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     """All three stages: preprocess, train, export."""
     from dataclasses import replace
 
+    from pipeline.refusals import refuse
     from pipeline.train import train
 
     chosen = context.experiment.choose_seeds(seeds)
+    refuse(context, ("preprocess", "train", "export"), seeds)
     do_preprocess(context, None, None)
     failures: list[Findings] = []
     with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
@@ -129,7 +131,7 @@ def train(
         return
     failures: list[Findings] = []
     with held(failures):
-        command.train(context, seeds)
+        command.train(context, seeds, allow_drift)
     show_results(context, context.experiment.choose_seeds(seeds), as_json, failures)
 
 

@@ -32,7 +32,7 @@ IMPORTS = {
     "mistral.deduplication": "config corpus files manifest ordered progress shards splitting",
     "mistral.detokenize": "",
     "mistral.documents": "",
-    "mistral.engine": "config errors model ranks",
+    "mistral.engine": "config model ranks",
     "mistral.errors": "",
     "mistral.evaluation": "config ranks shards windows",
     "mistral.evaluationsets": "datasections section",
@@ -88,7 +88,7 @@ IMPORTS = {
     "pipeline.cli_inspect": f"{ALL_OF_MISTRAL} pipeline.options pipeline.reporter pipeline.status pipeline.verify "
     "slurm.history",
     "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.options pipeline.preprocess "
-    "pipeline.results pipeline.train slurm.*",
+    "pipeline.refusals pipeline.results pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
     "pipeline.evaluate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.results",
     "pipeline.export": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
@@ -98,6 +98,7 @@ IMPORTS = {
     "pipeline.plan": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
     "pipeline.preprocess": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local",
     "pipeline.push": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export",
+    "pipeline.refusals": "pipeline.context pipeline.export pipeline.preprocess pipeline.train",
     "pipeline.report": f"{ALL_OF_MISTRAL} pipeline.context",
     "pipeline.reporter": ALL_OF_MISTRAL,
     "pipeline.results": f"{ALL_OF_MISTRAL} pipeline.context",
