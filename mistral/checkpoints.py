@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.files import finish_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
 from mistral.giveup import REASON, give_up_from
 from mistral.lease import Lease
 from mistral.manifest import FileEntry, Manifest, Record, make_record
@@ -229,7 +229,7 @@ class Checkpoints:
         fsync_folder(folder.parent)
 
     def _durable(self, path: Path, folder: Path) -> FileEntry:
-        fsync_file(path)
+        finish_file(path)
         entry = self._manifest.entry(path)
         return FileEntry(self._manifest.workspace.relative(folder / path.name), entry.bytes, entry.sha256)
 

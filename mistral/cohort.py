@@ -1,8 +1,8 @@
 """one run and its siblings -> proof that they differ in nothing but their seeds, and that a resume changed nothing.
 
 A run begins with a record of its frozen config and of four things that a cohort shares: config, data, software and
-numerics. A sibling that differs is refused, and so is a resume with another config; a resume on other software or
-hardware is recorded, and ends the bitwise promise from there on.
+numerics. The first run of an experiment decides what they are. A sibling that differs is refused, and so is a resume
+with another config; a resume on other software or hardware is recorded, and ends the bitwise promise from there on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,41 +53,113 @@ def begin_facts(experiment: Experiment, seed: str, dataset: str, numerics: dict[
     }
 
 
-def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[str], allow_drift: bool) -> Record:
+def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool) -> Record:
     """Record that a run begins, or check that it goes on as it began.
 
     Args:
         manifest: the records.
         run: the run's name.
         facts: what `begin_facts` gave.
-        siblings: names of the other runs of the experiment.
-        allow_drift: record a difference from the siblings instead of refusing it.
+        allow_drift: record a difference from the first run of the experiment instead of refusing it.
 
     Raises:
-        ConfigError: another experiment's run has that name, the frozen config changed, or a sibling differs; shows
-            the difference.
+        ConfigError: another experiment's run has that name, the frozen config changed, or the run differs from its
+            siblings; shows the difference.
         ManifestError: the dataset is not the one that the run began with.
     """
-    earlier = manifest.find("train", (run, "begin"))
-    if earlier is not None:
-        refuse_changes(earlier, facts)
-        refuse_other_schedule(manifest, earlier, facts["scheduled_steps"])
-        _refuse_other_data(earlier, facts["cohort"]["data"])
-        return earlier
-    drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
-    if drift and not allow_drift:
-        shown = "\n".join(f"  from {name}:\n" + "\n".join(f"    {line}" for line in drift[name]) for name in drift)
-        raise ConfigError(
-            f"{run} differs from its siblings in more than the seed:\n{shown}\n"
-            "  train it as they were trained, or say --allow-drift to record the difference"
+    begun = manifest.find("train", (run, "begin"))
+    if begun is None:
+        _refuse_lost_beginning(manifest, run)
+        begun = publish_begin(manifest, run, facts, allow_drift)
+    else:
+        refuse_changes(begun, facts)
+        refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
+        refuse_other_data(begun, facts["cohort"]["data"])
+        if manifest.names("train", (run, "weights")):
+            return begun
+    if stands_in_cohort(manifest, begun):
+        return begun
+    manifest.remove("train", begun.key)
+    return begin(manifest, run, facts, allow_drift)
+
+
+def _refuse_lost_beginning(manifest: Manifest, run: str) -> None:
+    """Do not begin a run again that has recorded checkpoints.
+
+    Raises:
+        ManifestError: it has some, and only the record of its beginning is gone.
+    """
+    if any(manifest.names("train", (run, kind)) for kind in ("weights", "state")):
+        raise ManifestError(
+            f"{manifest.path('train', (run, 'begin'))}: found no record, expected one, as checkpoints of {run} are "
+            "recorded; nothing was changed\n  restore this record from a copy, or give the seed another name"
         )
-    config = digest_of(facts["frozen"])
+
+
+def publish_begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool) -> Record:
+    """Record that a run begins, and how it differs from the first run of its cohort, if there is one already.
+
+    Raises:
+        ConfigError: it differs, and that is not allowed.
+    """
+    first, drift = find_first(manifest, facts["experiment"]), {}
+    if first and (lines := differences(first.facts["cohort"], facts["cohort"])):
+        drift = {first.facts["run"]: lines}
+        if not allow_drift:
+            raise _drifted(run, drift)
     return manifest.publish(
         make_record(
-            "train/begin", (run, "begin"), config=config, inputs={"dataset": facts["cohort"]["data"]}, files=[],
-            facts={**facts, "drift": drift},
+            "train/begin", (run, "begin"), config=digest_of(facts["frozen"]),
+            inputs={"dataset": facts["cohort"]["data"]}, files=[], facts={**facts, "drift": drift},
         )
     )  # fmt: skip
+
+
+def stands_in_cohort(manifest: Manifest, begun: Record) -> bool:
+    """Whether a run that has begun is the first of its cohort, is as that one is, or has recorded how it differs.
+
+    Siblings that begin together may not see each other's beginnings. So each of them, once it has begun and before its
+    first step, tries to publish the one record of the cohort: link(2) lets exactly one of them succeed, and all
+    compare themselves with that one.
+    """
+    experiment, cohort = begun.facts["experiment"], begun.facts["cohort"]
+    facts = {"run": begun.key[0], "cohort": cohort}
+    record = make_record("cohort/first", (experiment,), config=digest_of(cohort), inputs={}, files=[], facts=facts)
+    first = find_first(manifest, experiment) or manifest.publish_first(record)
+    return first.facts["run"] in begun.facts["drift"] or not differences(first.facts["cohort"], cohort)
+
+
+def find_first(manifest: Manifest, experiment: str) -> Record | None:
+    """The record of the first run of an experiment, with which its siblings are compared; None if none has begun."""
+    return manifest.find("cohort", (experiment,))
+
+
+def refuse_known_drift(manifest: Manifest, experiment: str, run: str, known: Mapping[str, Any]) -> None:
+    """Refuse a run that would begin with something else than the first of its cohort, as far as is known beforehand.
+
+    Args:
+        manifest: the records.
+        experiment: the experiment's name.
+        run: the run's name.
+        known: some of `config`, `data`, `software` and `numerics`, and of the last one some of its entries.
+
+    Raises:
+        ConfigError: shows what differs.
+    """
+    if (first := find_first(manifest, experiment)) is None:
+        return
+    then, numerics = first.facts["cohort"], known.get("numerics", {})
+    now = {**then, **known, "numerics": {name: numerics.get(name, was) for name, was in then["numerics"].items()}}
+    if lines := differences(then, now):
+        raise _drifted(run, {first.facts["run"]: lines})
+
+
+def _drifted(run: str, drift: dict[str, list[str]]) -> ConfigError:
+    shown = "\n".join(f"  from {name}:\n" + "\n".join(f"    {line}" for line in drift[name]) for name in drift)
+    return ConfigError(
+        f"{run} differs from its siblings in more than the seed:\n{shown}\n"
+        "  train it as they were trained, or say --allow-drift to record the difference"
+    )
 
 
 def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
@@ -134,7 +206,16 @@ def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequen
             )
 
 
-def _refuse_other_data(earlier: Record, dataset: str) -> None:
+def refuse_other_data(earlier: Record, dataset: str) -> None:
+    """Refuse to go on with another dataset than the run began with.
+
+    Args:
+        earlier: the record of the run's beginning.
+        dataset: content digest of the dataset now.
+
+    Raises:
+        ManifestError: it is another one.
+    """
     if earlier.inputs["dataset"] != dataset:
         raise ManifestError(
             f"{earlier.key[0]}: found the dataset {dataset[:12]}, expected {earlier.inputs['dataset'][:12]}, with "
@@ -229,11 +310,6 @@ def drift_of(manifest: Manifest, checkpoint: Record) -> list[Record]:
         drift.insert(0, find_drift(manifest, checkpoint.key[0], content))
         content = drift[0].inputs.get("drift")
     return drift
-
-
-def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:
-    record = manifest.find("train", (sibling, "begin"))
-    return differences(record.facts["cohort"], cohort) if record else []
 
 
 def differences(then: Any, now: Any, where: str = "") -> list[str]:

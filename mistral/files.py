@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from mistral.errors import MistralError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PRIVATE = 0o600  # the mode of what safetensors and tempfile write, whatever the umask is
 
 
 def canonical_json(value: Any) -> bytes:
@@ -111,6 +113,23 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def finish_file(path: Path) -> None:
+    """Make a file durable and, if a library made it private, as readable as the umask lets any other file be."""
+    if stat.S_IMODE(path.stat().st_mode) == PRIVATE:
+        path.chmod(_mode_of_new_files(path))
+    fsync_file(path)
+
+
+def _mode_of_new_files(path: Path) -> int:
+    """The mode that open(2) gives a file beside a path: by the umask, or by the default ACL of the folder."""
+    example = temporary_beside(path)
+    try:
+        with example.open("xb") as file:
+            return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        example.unlink(missing_ok=True)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -143,7 +162,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     try:
         with storage_errors(path):
             yield temporary
-            fsync_file(temporary)
+            finish_file(temporary)
             temporary.replace(path)
             fsync_folder(path.parent)
     finally:

@@ -14,7 +14,7 @@ from mistral.config import Experiment
 from mistral.errors import CheckpointError
 from mistral.files import (
     digest_of,
-    fsync_file,
+    finish_file,
     fsync_folder,
     make_folder,
     read_json,
@@ -123,7 +123,7 @@ def publish_folder(
     folder = manifest.workspace.export(run, facts["step"])
     with storage_errors(folder):
         for path in temporary.iterdir():
-            fsync_file(path)
+            finish_file(path)
         fsync_folder(temporary)
         _take_place(temporary, folder, manifest, run)
         fsync_folder(folder.parent)

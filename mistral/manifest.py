@@ -16,6 +16,7 @@ from typing import Any
 
 from mistral.errors import ManifestError, PathError
 from mistral.files import canonical_json, digest_of, fsync_folder, publish_bytes, read_errors, read_json, sha256_of
+from mistral.kinds import kind_of
 from mistral.provenance import made_by
 from mistral.workspace import Workspace
 
@@ -195,18 +196,33 @@ class Manifest:
         Raises:
             ManifestError: the earlier record has another content; shows the difference.
         """
-        stage = record.kind.partition("/")[0]
-        path = self.path(stage, record.key)
-        if publish_bytes(path, canonical_json(record.body()) + b"\n"):
-            return record
-        earlier = self.get(stage, record.key, "the file system lost a record that was just there: run again")
-        if earlier.content != record.content:
+        stands = self.publish_first(record)
+        if stands.content != record.content:
+            path = self.path(record.kind.partition("/")[0], record.key)
             raise ManifestError(
-                f"{path}: the work was done again and gave another result:\n{difference(earlier, record)}\n"
+                f"{path}: the work was done again and gave another result:\n{difference(stands, record)}\n"
                 "  the same inputs must give the same bytes (docs/reproducibility.md says when they do). The earlier "
                 "result stands."
             )
-        return earlier
+        return stands
+
+    def publish_first(self, record: Record) -> Record:
+        """Commit a record unless one has its place already; returns the one that stands.
+
+        Of several processes that publish at once, exactly one has its record stand.
+
+        Raises:
+            ValueError: no row of `mistral.kinds` has this kind in this place.
+        """
+        stage = record.kind.partition("/")[0]
+        path, kind = self.path(stage, record.key), kind_of(stage, record.key)
+        if kind is None or kind.name != record.kind:
+            raise ValueError(
+                f"found a record {record.kind} {record.key}, expected one of the table in mistral/kinds.py"
+            )
+        if publish_bytes(path, canonical_json(record.body()) + b"\n"):
+            return record
+        return self.get(stage, record.key, "the file system lost a record that was just there: run again")
 
     def remove(self, stage: str, key: Key) -> None:
         """Withdraw a record: of a state that is no longer needed, or of an export for another organization."""
@@ -253,8 +269,6 @@ def _plain(part: str) -> str:
 def difference(earlier: Record, later: Record) -> str:
     """What differs in the content of two records of one unit, one line each."""
     lines = []
-    if earlier.kind != later.kind:
-        lines.append(f"  kind: recorded {earlier.kind}, now {later.kind}")
     if earlier.config != later.config:
         lines.append(f"  config: recorded {earlier.config[:12]}, now {later.config[:12]}")
     for name in sorted(earlier.inputs.keys() | later.inputs.keys()):

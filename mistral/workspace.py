@@ -44,6 +44,10 @@ class Workspace:
         """The folder with tokenizer.json and tokenizer_config.json."""
         return self.dataset(dataset) / "tokenizer"
 
+    def hashes(self, dataset: str) -> Path:
+        """Where deduplication keeps the hashes of documents."""
+        return self.dataset(dataset) / "hashes"
+
     def run(self, run: str) -> Path:
         """Everything of one training run."""
         return self.root / "runs" / run

@@ -15,7 +15,7 @@ from mistral import __version__
 from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
-from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
+from pipeline.local import EndsAtOnce, die_with_parent, ignore_signals, listen, stop_on_sigterm
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -46,9 +46,11 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     """All three stages: preprocess, train, export."""
     from dataclasses import replace
 
+    from pipeline.refusals import refuse
     from pipeline.train import train
 
     chosen = context.experiment.choose_seeds(seeds)
+    refuse(context, ("preprocess", "train", "export"), seeds)
     do_preprocess(context, None, None)
     failures: list[Findings] = []
     with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
@@ -130,7 +132,7 @@ def train(context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: in
         return
     failures: list[Findings] = []
     with held(failures):
-        command.train(context, seeds)
+        command.train(context, seeds, flags["allow_drift"])
     show_results(context, context.experiment.choose_seeds(seeds), as_json, failures)
 
 
@@ -252,6 +254,7 @@ def show_sample(
 
 def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoReturn:
     """Print an error for the user and exit."""
+    ignore_signals()
     if debug:
         traceback.print_exception(error)
     name = type(error).__name__
@@ -264,9 +267,10 @@ def main() -> NoReturn:
     """Entry point: maps outcomes to exit codes."""
     gc.set_threshold(50_000, 20, 100)  # the classes of a hundred modules are no garbage: start in a tenth less time
     die_with_parent()
-    stop_on_sigterm()
     debug = "--debug" in sys.argv
     try:
+        stop_on_sigterm()
+        listen()
         code = cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:

@@ -92,6 +92,7 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
     Raises:
         Findings: the jobs have ended and something is still missing; gives the reasons.
     """
+    from pipeline.refusals import refuse
     from slurm import plans
     from slurm.submit import dry_run as text_of
     from slurm.submit import submit
@@ -99,6 +100,7 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
     choice = plans.Choice(
         options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), train_flags(options)
     )
+    refuse(context, stages, choice.seeds, bool(options.get("allow_drift")))
     corpus = fetch_here(context) if "preprocess" in stages and not dry_run else None
     planned = plans.make_plans(context, stages, choice, corpus)
     if dry_run:

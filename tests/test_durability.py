@@ -40,7 +40,7 @@ def test_a_file_is_durable_with_its_folders_when_it_is_written(disk, tmp_path, w
 
 
 def test_a_record_that_was_withdrawn_does_not_come_back(disk, manifest):
-    record = manifest.publish(make_record("train/end", ("a", "end"), config="", inputs={}, files=[], facts={}))
+    record = manifest.publish(make_record("train/begin", ("a", "begin"), config="", inputs={}, files=[], facts={}))
     path = manifest.path("train", record.key)
     assert disk.names(path)
     manifest.remove("train", record.key)

@@ -61,6 +61,22 @@ def test_a_folder_holds_what_transformers_saves_and_the_weights_are_linked(train
     assert record.inputs == {"weights": weights.content, "dataset": trained.dataset.content}
 
 
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, {"0o755", "0o644"}), (0o027, {"0o750", "0o640"})])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_checkpoints_and_exports_are_as_readable_as_the_umask_says(trained, umask, modes, dtype):
+    written = [trained.workspace.root / name for name in ("runs", "exports", "manifest/train", "manifest/export")]
+    former = os.umask(umask)
+    try:
+        trained.train("alias", [4])
+        trained.choose(dtype=dtype)
+        trained.export(seeds=["alias"], steps=[4])
+    finally:
+        os.umask(former)
+    paths = [path for folder in written for path in folder.rglob("*")]
+    assert {path.suffix for path in paths} >= {".safetensors", ".json", ".md"}
+    assert {oct(path.stat().st_mode & 0o777) for path in paths} == modes
+
+
 def test_where_files_cannot_be_linked_they_are_copied(trained, monkeypatch):
     run = trained.train("alias", [0])
 

@@ -25,7 +25,7 @@ KEY = ("owt-12345678", "00017")
 
 
 def record_of(key: tuple[str, ...] = KEY, **changes: Any) -> Record:
-    values = {"kind": "preprocess/shard", "config": "c" * 64, "inputs": {}, "files": (), "facts": {"tokens": 7}}
+    values = {"kind": "preprocess/unit", "config": "c" * 64, "inputs": {}, "files": (), "facts": {"tokens": 7}}
     return make_record(key=key, **(values | changes))
 
 
@@ -44,7 +44,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_a_record_is_never_torn(manifest: Manifest, fork: ForkContext):
-    write_unit(manifest, ("owt-0", "first"), b"")  # what made_by learns is learnt once, before the forks
+    write_unit(manifest, ("owt-0", "99999"), b"")  # what made_by learns is learnt once, before the forks
     chance = random.Random(7)
 
     def write(attempt: int) -> None:
@@ -131,9 +131,8 @@ def test_another_result_of_the_same_work_is_refused_with_the_difference(manifest
     manifest.publish(record_of(files=entries, inputs={"parent": "a" * 64}))
     written = manifest.path("preprocess", KEY).read_bytes()
     with pytest.raises(ManifestError) as caught:
-        manifest.publish(record_of(kind="preprocess/seal", files=changed, inputs={"parent": "b" * 64}, config="d" * 64))
+        manifest.publish(record_of(files=changed, inputs={"parent": "b" * 64}, config="d" * 64))
     message = str(caught.value)
-    assert "kind: recorded preprocess/shard, now preprocess/seal" in message
     assert "config: recorded cccccccccccc, now dddddddddddd" in message
     assert "input parent: recorded aaaaaaaaaaaa, now bbbbbbbbbbbb" in message
     assert "data/old: recorded 222222222222, now absent" in message
@@ -211,11 +210,11 @@ def test_a_record_in_the_place_of_another_unit_is_refused(manifest):
     manifest.publish(record_of())
     copy = manifest.path("preprocess", ("owt-12345678", "00018"))
     copy.write_bytes(manifest.path("preprocess", KEY).read_bytes())
-    with pytest.raises(ManifestError, match="found the record of preprocess/shard"):
+    with pytest.raises(ManifestError, match="found the record of preprocess/unit"):
         manifest.find("preprocess", ("owt-12345678", "00018"))
     stage = manifest.path("train", KEY)
     write_bytes(stage, copy.read_bytes())
-    with pytest.raises(ManifestError, match="found the record of preprocess/shard"):
+    with pytest.raises(ManifestError, match="found the record of preprocess/unit"):
         manifest.find("train", KEY)
 
 

@@ -11,7 +11,7 @@ from test_training import Listener, flip_a_bit, hashes, recorded, stop_after, tr
 
 from mistral import training
 from mistral.config import load_experiment
-from mistral.errors import CheckpointError, PathError, Stopped, StorageError
+from mistral.errors import CheckpointError, ManifestError, PathError, Stopped, StorageError
 from mistral.files import sha256_of
 from mistral.loop import Loop
 from mistral.progress import Silent
@@ -163,6 +163,14 @@ def test_a_run_that_saved_states_never_begins_again_by_itself(halted, make_run, 
     assert any(one.origin.endswith("metrics.jsonl") for one in look(halted.manifest.workspace, KEY))
     assert go(halted, from_step_0=True) == [f"{KEY}: going on from step 12"]  # as a job that runs again would
     require_undisturbed(halted, make_run)
+
+
+def test_a_run_that_lost_the_record_of_its_beginning_does_not_begin_again(halted):
+    halted.manifest.remove("train", (KEY, "begin"))
+    before = contents(halted)
+    with pytest.raises(ManifestError, match=r"begin.json: found no record, expected one, as checkpoints of alias"):
+        train(halted)
+    assert contents(halted) == before
 
 
 def test_a_run_that_died_before_its_first_state_begins_again_by_itself(make_run, monkeypatch):

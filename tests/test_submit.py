@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from mistral.config import load_cluster, load_experiment
 from mistral.errors import ConfigError
+from mistral.kinds import kind_of
 from mistral.manifest import make_record
 from mistral.progress import Silent
 from mistral.workspace import Workspace
@@ -39,7 +40,8 @@ def context(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
 
 def record(context: Context, *names: str) -> None:
     stage, *key = names
-    context.manifest.publish(make_record(f"{stage}/x", tuple(key), config="", inputs={}, files=[], facts={}))
+    kind = kind_of(stage, tuple(key)).name
+    context.manifest.publish(make_record(kind, tuple(key), config="", inputs={}, files=[], facts={}))
 
 
 def test_the_text_that_sbatch_gets_is_known_to_the_letter(context, monkeypatch):
