@@ -15,7 +15,7 @@ from slurm_cluster import ROOT, DevCluster, ask, cluster, wait_until  # noqa: F4
 from mistral.lease import acquire
 from mistral.workspace import Workspace
 from pipeline import options
-from slurm import follow, queue, submissions, submit
+from slurm import follow, lock, queue, submit
 
 # ruff: noqa: F811  pytest's way of asking for a fixture
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -163,7 +163,7 @@ def test_what_slurm_refuses_is_told_and_nothing_is_left_behind(cluster: DevClust
     errors = call(tiny, "preprocess", code=1)
     assert "Slurm refuses the job" in errors
     assert "reservation" in errors
-    with submissions.alone(Workspace(tiny / "ws")):
+    with lock.alone(Workspace(tiny / "ws")):
         assert "another process submits" in call(tiny, "preprocess", code=1)
 
 
