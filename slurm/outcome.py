@@ -28,7 +28,7 @@ def refuse_missing(context: Context, stages: Sequence[str], choice: Choice) -> N
     if lines:
         listed = "".join(f"  {line}\n" for line in lines)
         raise Findings(
-            f"found that jobs ended and left work undone:\n{listed}  mend what these name, then run the same command again"
+            f"found that jobs ended and left work undone:\n{listed}  mend these, then run the same command again"
         )
 
 

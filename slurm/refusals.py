@@ -12,8 +12,8 @@ ADVICE = (
         r"MaxSubmit|MaxJobCount",
         "expected fewer jobs in the queue than the account or the QOS allows; each task of an array counts as one\n"
         "  when some have ended, run the same command again: it submits what is missing. If one array is too long for "
-        "the limit, lower `tasks` of stages.{stage}; the limits: sacctmgr show qos format=name,maxsubmitjobsperuser, and "
-        "sacctmgr show assoc user=$USER format=account,maxsubmitjobs",
+        "the limit, lower `tasks` of stages.{stage}; the limits: sacctmgr show qos format=name,maxsubmitjobsperuser, "
+        "and sacctmgr show assoc user=$USER format=account,maxsubmitjobs",
     ),
     (
         r"Invalid job array|MaxArraySize",
@@ -37,8 +37,8 @@ ADVICE = (
     ),
     (
         r"QOS|Assoc",
-        "lower what one task of stages.{stage} asks for to the limits of the QOS (sacctmgr show qos) and of the account "
-        "(sacctmgr show assoc user=$USER)",
+        "lower what one task of stages.{stage} asks for to the limits of the QOS (sacctmgr show qos) and of the "
+        "account (sacctmgr show assoc user=$USER)",
     ),
     (
         r"feature",

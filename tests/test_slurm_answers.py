@@ -142,7 +142,7 @@ def test_what_is_left_of_an_export_that_ended_well_is_told_by_its_checkpoints(sl
         "recorded and not exported, as after its job had looked",
         f"  export task 1 of 2: {BATTLESTAR}/checkpoint-0, {BATTLESTAR}/checkpoint-2, {BATTLESTAR}/checkpoint-4 and 2 "
         "more are not trained yet",
-        "  mend what these name, then run the same command again",
+        "  mend these, then run the same command again",
     ]
 
 
