@@ -123,9 +123,7 @@ def train(
     flags = [f for f, on in (("--allow-drift", allow_drift), ("--steal-lease", steal_lease)) if on]
     context = replace(context, task_arguments=(*context.task_arguments, *flags))
     if task is not None:
-        if seeds:
-            raise click.UsageError("--task N names a seed by its place in the config: leave --seed out")
-        command.train_task(context, task, cli_slurm.train_options(allow_drift, steal_lease))
+        command.train_task(context, task, cli_slurm.train_options(allow_drift, steal_lease), seeds)
         return
     failures: list[Findings] = []
     with held(failures):

@@ -59,6 +59,11 @@ def test_cancel_ends_the_job_of_a_seed_that_moved_or_left_or_has_another_number(
     assert "expected seeds of tiny: caprica, alias" in slurm.refusal("cancel", "--seed", "battlestar")
 
 
+def test_a_seed_that_moved_while_others_train_on_this_machine_is_not_taken_for_another(slurm: FakeSlurm):
+    """Each seed trains in a process of its own, which reads the experiment again."""
+    assert "found the seed alias at this place" in slurm.refusal("train", "--task", "0", "--seed", "battlestar")
+
+
 def test_tasks_of_export_that_mean_other_checkpoints_follow_those_that_wait(slurm: FakeSlurm):
     first = [f"train: submitted job 12 ({ALIAS}, {BATTLESTAR})", "export: submitted job 13 (task 0 of 2, task 1 of 2)"]
     assert slurm.lines("run")[1:] == first
