@@ -45,7 +45,7 @@ def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """Run one of Slurm's commands; None if there is none here, or no answer in time. Says so while it waits."""
     pipe = subprocess.PIPE
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, errors="replace")
     except (FileNotFoundError, PermissionError):
         return None
     longest = SUBMIT_SECONDS if command[0] == "sbatch" else ANSWER_SECONDS

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from submitit.core.utils import DelayedSubmission, JobPaths
 
-from mistral.errors import EnvironmentProblem, MistralError
+from mistral.errors import EnvironmentProblem, MistralError, Stopped
 from mistral.files import temporary_beside
 from pipeline.context import Context
 from slurm import changes, held, lock, queue, refusals, script, submissions
@@ -120,7 +120,7 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
             for plan in plans:
                 before = _submit_plan(doing, plan, there[plan.stage], before)
         except (MistralError, OSError) as error:
-            if all(job.found for job in doing.jobs):
+            if isinstance(error, Stopped) or all(job.found for job in doing.jobs):
                 raise
             raise PartlySubmitted(f"{error}\n{_left_out(plans, doing.jobs)}", doing.jobs) from error
     return doing.jobs
@@ -166,7 +166,7 @@ def _submit_plan(doing: Submitting, plan: Plan, there: Sequence[Active], before:
         before: the jobs that the plan waits for.
 
     Returns:
-        Slurm's numbers of the jobs that work on the stage.
+        Slurm's numbers of the jobs that work on the plan.
     """
     found = _attach(there)
     doing.jobs += [job for job in found if job not in doing.jobs]  # both passes of preprocess find the same ones
@@ -179,7 +179,9 @@ def _submit_plan(doing: Submitting, plan: Plan, there: Sequence[Active], before:
         beside = [job for job in found if plan.stage == "export" and job.submission not in covering]
         chains = doing.context.cluster.jobs_in_chain(plan.stage) > 1
         (_submit_chains if chains else _submit_arrays)(doing, plan, missing, [*before, *_numbers(beside)])
-    return _numbers([*found, *doing.jobs[known:]])
+    wanted = {name for _, name in plan.units}
+    others = [job for job in found if plan.stage == "train" and wanted.isdisjoint(job.names)]  # of other seeds
+    return _numbers([job for job in [*found, *doing.jobs[known:]] if job not in others])
 
 
 def _covers(context: Context, plan: Plan, submission: Submission, before: Sequence[str]) -> bool:

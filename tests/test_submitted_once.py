@@ -89,6 +89,12 @@ def test_export_waits_for_training_that_is_submitted_after_it(slurm: FakeSlurm):
     assert slurm.dependency(15) == "afterany:12:14:13"
 
 
+def test_export_of_a_seed_waits_for_the_training_of_that_seed_only(slurm: FakeSlurm):
+    slurm.lines("train", "--seed", "alias")
+    slurm.lines("run", "--seed", "battlestar")
+    assert slurm.dependency(14) == "afterany:13"
+
+
 def test_a_second_pass_that_is_not_in_the_queue_is_submitted(slurm: FakeSlurm):
     slurm.edit(slurm.experiment, "validation_fraction: 0.2", "validation_fraction: 0.2, deduplicate: exact")
     (slurm.folder / "refuse-12").write_text(LIMIT)
