@@ -106,17 +106,18 @@ def _refusal(context: Context, tasks: Sequence[Active], lines: Sequence[str]) ->
     submission, names = tasks[0].submission, list(dict.fromkeys(task.name for task in tasks))
     job = tasks[0].job.label.partition("_")[0]
     which = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    options = ["--stage", submission.stage]
+    options, others = ["--stage", submission.stage], ""
     if submission.stage == "train":
         seeds = load_experiment(str(submission.folder / "experiment.yaml"))
         runs = {seeds.run_name(seed): seed for seed in seeds.seeds}
         options = [word for name in names for word in ("--seed", runs[name])]
+        others = "; or leave these seeds out: --seed chooses others"
     values = "".join(f"  {line}\n" for line in lines)
     return (
         f"{submission.stage}: found job {job} ({which}) in the queue with other values than are given now:\n{values}"
         f"  expected the values that it was submitted with (kept in {submission.folder}); nothing was submitted\n"
-        f"  give the old values back, and the same command attaches to the job; or cancel it, and run this again: "
-        f"{context.experiment.command('cancel', context.workspace.root, *options)}"
+        f"  give the old values back, and the same command attaches to the job{others}; or cancel it, then run this "
+        f"again:\n    {context.experiment.command('cancel', context.workspace.root, *options)}"
     )
 
 

@@ -60,7 +60,7 @@ def _not_exported(context: Context, units: Sequence[tuple[str, int]]) -> str:
     recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in {seed for seed, _ in units}}
     trained = [name_of(experiment, *unit) for unit in units if unit[1] in recorded[unit[0]]]
     untrained = [name_of(experiment, *unit) for unit in units if unit[1] not in recorded[unit[0]]]
-    parts = [f"{_few(trained)} recorded and not exported, as after its job had looked"] if trained else []
+    parts = [f"{_few(trained)} trained but not exported: run the stage again"] if trained else []
     parts += [f"{_few(untrained)} not trained yet"] if untrained else []
     return "; ".join(parts)
 

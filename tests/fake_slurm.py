@@ -26,7 +26,7 @@ COMMANDS = {
     """,
     "squeue": "cat queue",
     "scontrol": """
-        if [ "$1" = release ]; then sed -i "s/^$2|PENDING|[^|]*/$2|PENDING|Priority/" queue; fi
+        if [ "$1" = release ]; then sed -i "s/^$2|\\([A-Z]*\\)|[^|]*/$2|\\1|Priority/" queue; fi
         echo "MaxArraySize            = ${MAX_ARRAY_SIZE:-1001}"
     """,
     "scancel": """

@@ -72,6 +72,7 @@ def test_the_same_command_releases_what_slurm_holds_a_bounded_number_of_times(sl
     )
     assert f"11_1|PENDING|{LAUNCH}|" in slurm.queue()[1]
     hold(slurm, "11_0", "JobHoldMaxRequeue")  # each job has a count of its own
+    slurm.change(lambda text: text.replace("11_0|PENDING", "11_0|COMPLETING"))  # a copy of it is still ending
     assert "released it, 1 of 3 times" in slurm.call("train").stderr
 
 
@@ -139,7 +140,7 @@ def test_what_is_left_of_an_export_that_ended_well_is_told_by_its_checkpoints(sl
     assert str(told.value).splitlines()[1:] == [
         f"  train {BATTLESTAR}: NonFiniteLoss: step 7",
         f"  export task 0 of 2: {ALIAS}/checkpoint-0, {ALIAS}/checkpoint-2, {ALIAS}/checkpoint-4 and 2 more are "
-        "recorded and not exported, as after its job had looked",
+        "trained but not exported: run the stage again",
         f"  export task 1 of 2: {BATTLESTAR}/checkpoint-0, {BATTLESTAR}/checkpoint-2, {BATTLESTAR}/checkpoint-4 and 2 "
         "more are not trained yet",
         "  mend these, then run the same command again",
