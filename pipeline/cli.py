@@ -126,9 +126,7 @@ def train(context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: in
 
     context = replace(context, task_arguments=(*context.task_arguments, *cli_slurm.train_flags(flags)))
     if task is not None:
-        if seeds:
-            raise click.UsageError("--task N names a seed by its place in the config: leave --seed out")
-        command.train_task(context, task, cli_slurm.train_options(flags))
+        command.train_task(context, task, cli_slurm.train_options(flags), seeds)
         return
     failures: list[Findings] = []
     with held(failures):

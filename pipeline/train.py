@@ -104,7 +104,7 @@ def train(context: Context, names: Sequence[str] = (), allow_drift: bool = False
             context.progress.say(f"{experiment.run_name(seed)}: complete, nothing to train")
             continue
         dataset_record(experiment, manifest)
-        task = ("--task", str(list(experiment.seeds).index(seed)))
+        task = ("--task", str(list(experiment.seeds).index(seed)), "--seed", seed)
         [code] = local.run_together(local.command_line((*context.task_arguments, *task)), [{}])
         if code == Stopped.exit_code:
             raise Stopped("training stopped in order\n  run the same command to go on")
@@ -157,16 +157,30 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
 # --- one task, one rank -----------------------------------------------------------------------------------------
 
 
-def train_task(context: Context, task: int, options: TrainOptions) -> None:
+def train_task(context: Context, task: int, options: TrainOptions, expected: Sequence[str] = ()) -> None:
     """One task of the stage: the seed with that number in config order, trained here.
 
     With RANK in the environment this process is that rank; otherwise it starts the cluster file's ranks.
+
+    Args:
+        context: what to train, and where.
+        task: the number of the seed.
+        options: of the command line.
+        expected: the name that the seed must have, where the experiment may have changed since the number was chosen.
+
+    Raises:
+        ConfigError: there is no such seed, or it has another name.
     """
     experiment, stage = context.experiment, context.cluster.stages.train
     seeds = list(experiment.seeds)
     if task >= len(seeds):
         raise ConfigError(f"--task: found {task}, expected 0 to {len(seeds) - 1}, one for each seed; see status")
     seed, run = seeds[task], experiment.run_name(seeds[task])
+    if expected and list(expected) != [seed]:
+        raise ConfigError(
+            f"--task {task}: found the seed {seed} at this place of `seeds`, expected {', '.join(expected)}; the "
+            "experiment changed: run the whole command again"
+        )
     refuse(context, [seed], options.allow_drift)
     if is_complete(experiment, seed, context.manifest):
         context.progress.say(f"{run}: complete, nothing to train")
@@ -179,7 +193,7 @@ def train_task(context: Context, task: int, options: TrainOptions) -> None:
             f"{run}: found one process, expected {stage.world_size()} ranks on {stage.nodes} nodes, started by srun\n"
             "  leave --task out to have jobs submitted, or use slurm/train.sbatch"
         )
-    command = local.command_line((*context.task_arguments, "--task", str(task)))
+    command = local.command_line((*context.task_arguments, "--task", str(task), "--seed", seed))
     report_ranks(run, local.run_together(command, local.rank_environments(stage.ranks_per_node)))
 
 

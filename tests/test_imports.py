@@ -115,14 +115,21 @@ IMPORTS = {
     "slurm.attempt": f"{ALL_OF_MISTRAL} pipeline.local slurm.chain slurm.queue slurm.rendezvous slurm.submissions "
     "slurm.task",
     "slurm.chain": "",
-    "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
+    "slurm.changes": f"{ALL_OF_MISTRAL} pipeline.context slurm.submissions",
+    "slurm.follow": f"{ALL_OF_MISTRAL} slurm.held slurm.queue slurm.submissions",
+    "slurm.held": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
     "slurm.history": f"{ALL_OF_MISTRAL} pipeline.status slurm.queue slurm.submissions",
+    "slurm.lock": f"{ALL_OF_MISTRAL} pipeline.local slurm.submissions",
+    "slurm.outcome": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export slurm.history slurm.plans slurm.submit",
     "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
     "slurm.attempt slurm.submit",
     "slurm.queue": "errors",
+    "slurm.refusals": "errors",
     "slurm.rendezvous": "errors files",
+    "slurm.script": f"{ALL_OF_MISTRAL} pipeline.context slurm.chain slurm.queue slurm.submissions",
     "slurm.submissions": f"{ALL_OF_MISTRAL} pipeline.context slurm.queue",
-    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.chain slurm.queue slurm.submissions slurm.task",
+    "slurm.submit": f"{ALL_OF_MISTRAL} pipeline.context slurm.chain slurm.changes slurm.held slurm.lock slurm.queue "
+    "slurm.refusals slurm.script slurm.submissions slurm.task",
     "slurm.task": "",
 }
 # Rows that were written before their files; a row leaves this set when its file arrives.
