@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,14 +57,32 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *arguments]
 
 
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    code: int  # a negative number is a signal, as subprocess gives it
+    killed_here: bool = False  # by this program, as another one had failed
+
+
+def killed_by(number: int) -> str:
+    """`killed by signal 9 (out of memory?)`."""
+    return f"killed by signal {number}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
 def run_together(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
+    """As `run_ranks`; returns exit codes only."""
+    return [end.code for end in run_ranks(command, environments)]
+
+
+def run_ranks(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[End]:
     """Run one process per environment and wait for all of them; what they print goes to stderr.
 
     Signals that ask to stop are passed on. When one process fails, the others are ended: they would wait for it in a
     collective for ever.
 
     Returns:
-        exit codes in order; negative numbers are signals, as subprocess gives them.
+        how each ended, in order.
     """
     parent = {PARENT: str(os.getpid())}
     children: list[subprocess.Popen[bytes]] = []
@@ -90,17 +109,18 @@ def _forward_to(children: list[subprocess.Popen[bytes]]) -> Any:
     return forward
 
 
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    deadline = None
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[End]:
+    deadline, killed = None, frozenset[int]()
     while True:
         codes = [child.poll() for child in children]
         ended = [code for code in codes if code is not None]
         if len(ended) == len(children):
-            return ended
+            return [End(code, number in killed) for number, code in enumerate(ended)]
         if any(ended) and deadline is None:
             worst = next(code for code in ended if code)
             deadline = time.monotonic() + PATIENCE_SECONDS.get(worst, PATIENCE_AFTER_FAILURE_SECONDS)
         if deadline is not None and time.monotonic() > deadline:
+            killed |= {number for number, code in enumerate(codes) if code is None}
             for child in children:
                 child.kill()
         time.sleep(0.05)

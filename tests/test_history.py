@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mistral.workspace import Workspace
-from pipeline.status import Past
-from slurm import history, queue, submissions
+from pipeline.jobs import Past
+from slurm import history, outcomes, queue, submissions
 from slurm.history import look, past_of
 
 RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
@@ -16,6 +16,7 @@ RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
 def workspace(tmp_path, monkeypatch) -> Workspace:
     """Empty, and so is the queue of Slurm."""
     monkeypatch.setattr(queue, "my_jobs", lambda: [])
+    monkeypatch.setattr(queue, "accounting", lambda jobs: None)
     return Workspace(tmp_path)
 
 
@@ -84,8 +85,8 @@ def test_the_newest_job_of_a_run_counts(workspace):
     attempt(workspace, "40", "0000.begin")
     past = look(workspace, "tiny", RUNS).past
     assert {run: (one.job, one.attempts, one.reason) for run, one in past.items()} == {
-        RUNS[0]: ("30_0", 0, ""),
-        RUNS[1]: ("40", 1, ""),
+        RUNS[0]: ("30_0", 0, outcomes.NOT_TOLD),
+        RUNS[1]: ("40", 1, outcomes.NOT_TOLD),
     }
     assert look(workspace, None, RUNS).past[RUNS[0]].job == "50_0"
 
@@ -96,6 +97,10 @@ def test_no_more_than_the_newest_submissions_are_read(workspace, monkeypatch):
     read, former = [], submissions.read
     monkeypatch.setattr(submissions, "read", lambda folder: read.append(folder) or former(folder))
     assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].job == "99"
+    assert len(read) == 1 + outcomes.FORMER  # none of them has begun
+    attempt(workspace, "99", "0000.begin", "0000.end", reason="ConfigError: no", code=1)
+    read.clear()
+    assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].reason == "ConfigError: no"
     assert len(read) == 1
     read.clear()
     assert RUNS[1] not in look(workspace, "tiny", RUNS).past  # it was never submitted

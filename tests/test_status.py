@@ -6,8 +6,9 @@ import pytest
 
 from mistral.lease import acquire
 from mistral.manifest import Manifest
+from pipeline.jobs import Job, Jobs, Past, queue_lines
 from pipeline.local import process_owner
-from pipeline.status import Job, Jobs, Past, last_step, queue_lines, status
+from pipeline.status import last_step, status
 
 
 def log(trained, run: str, steps: int, rest: str = "") -> None:
@@ -145,7 +146,7 @@ def job(state: str, reason: str = "None", stage: str = "train", name: str = RUN)
         (Jobs(past={RUN: Past("12_0", 2, 3, "found 2 attempts\nin a row")}), "failed", "found 2 attempts\nin a row"),
         (Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "failed", "ConfigError: no"),
         (Jobs(past={RUN: Past("12_0", 1, 75, "Stopped: saved")}), "stopped", "Stopped: saved"),
-        (Jobs(past={RUN: Past("12_0", 1, None, "OSError")}), "stopped", "OSError"),
+        (Jobs(past={RUN: Past("12_0", 1, None, "OSError")}), "failed", "OSError"),
         (Jobs(past={RUN: Past("12_0", 1, None, "")}), "stopped", None),
         (Jobs(None, past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "unknown", None),
         (Jobs(None), "stopped", None),  # it was never submitted
@@ -166,7 +167,7 @@ def test_a_run_that_has_not_begun_is_told_with_its_job(trained):
 
     assert told(Jobs([job("pending", "Dependency")])) == ("queued", "Dependency")
     assert told(Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")})) == ("failed", "ConfigError: no")
-    assert told(Jobs(past={RUN: Past("12_0", 1, None, "it was killed")})) == ("not started", "it was killed")
+    assert told(Jobs(past={RUN: Past("12_0", 1, None, "it was killed")})) == ("failed", "it was killed")
 
 
 def test_a_job_owns_its_run_while_it_runs(trained):
