@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mistral.lease import Owner
 from pipeline.local import is_alive
 
-REASON_LENGTH = 160  # of which a line shows so much
+REASON_LENGTH = 200  # of which a line shows so much
 SHOWN = 10  # lines of tasks that ended, and of jobs that are held
 NOT_VISIBLE = "jobs: not visible, their folder may be read by its owner only"
 WORDS = {"pending": "queued"}  # of Slurm's states; the others are told as they are
@@ -101,7 +101,7 @@ def ended_lines(tasks: Sequence[EndedTask]) -> list[str]:
         first = found[0]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         log = f"; log: {first.log}" if first.log else ""
-        said = reason.splitlines()[0][:REASON_LENGTH] if reason else "no reason was left"
+        said = " ".join(reason.split())[:REASON_LENGTH] if reason else "no reason was left"
         lines.append(f"{stage} {first.name}{more}: {state} (job {first.job}): {said}{log}")
     more_lines = [f"{len(lines) - SHOWN} more lines; see --json"] if len(lines) > SHOWN else []
     return ["", *lines[:SHOWN], *more_lines] if lines else []
