@@ -54,6 +54,7 @@ COMMANDS = {
         echo "Submitted batch job $number"
     """,
     "squeue": 'test ! -e "$state/queue" || cat "$state/queue"',
+    "sacct": 'test ! -e "$state/ended" || cat "$state/ended"',
     "scontrol": 'echo "MaxArraySize            = 1001"',
     "scancel": "true",
     "srun": "true",
