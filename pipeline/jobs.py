@@ -35,7 +35,8 @@ class Past:
     code: int | None  # the exit code with which the last one ended, if it could tell
     reason: str  # why it ended; empty if it left none, or works
     state: str = ""  # failed, stopped or unknown, of a job that has ended; empty where only code and reason tell
-    log: str | None = None  # of the job that failed
+    told_by: str | None = None  # the job with that reason: an older one if this one was cancelled with nothing done
+    log: str | None = None  # of that job
 
 
 @dataclass(frozen=True)

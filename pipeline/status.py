@@ -102,8 +102,13 @@ def status(experiment: Experiment | None, workspace: Workspace, jobs: Jobs | Non
     """
     manifest, jobs = Manifest(workspace), jobs or Jobs()
     runs = [run_status(manifest, run, experiment, jobs) for run in run_names(experiment, workspace)]
-    bad = [run for run in runs if run.job and run.state in ("failed", "unknown") and jobs.queue is not None]
-    tasks = [EndedTask("train", run.run, run.job, run.state, run.reason or "", run.log) for run in bad] + [*jobs.tasks]
+    bad = [(run, jobs.past[run.run]) for run in runs if run.run in jobs.past and run.state in ("failed", "unknown")]
+    tasks = [
+        EndedTask("train", run.run, past.told_by or past.job, run.state, past.reason, past.log)
+        for run, past in bad
+        if jobs.queue is not None
+    ]
+    tasks += jobs.tasks
     more = (runs, jobs.queue, tasks, jobs.visible)
     if experiment is None:
         return StatusReport(None, 0, None, False, *more)

@@ -97,24 +97,26 @@ class Attempt:
             raise self.given_up(futile)
         publish_bytes(self.path("begin"), canonical_json({**asdict(goal), "progress": progress, "step": step}))
 
-    def end(self, error: BaseException, progress: str) -> None:
-        """Leave the stop file: why this attempt ends; it stays as it is if another rank has given a better reason."""
+    def end(self, error: BaseException, goal: Goal, manifest: Manifest) -> None:
+        """Leave the stop file: why this attempt ends; nothing is written if another rank has given a better reason."""
         code = error.exit_code if isinstance(error, MistralError) and not isinstance(error, AGAIN) else None
-        told = stop_file(type(error).__name__, code, str(error), local.signals_received()) | {"progress": progress}
-        former = _read(self.path("end"))
-        if not former and publish_bytes(self.path("end"), canonical_json(told)):
+        told = stop_file(type(error).__name__, code, str(error), local.signals_received())
+        if weight(told) <= weight(_read(self.path("end"))):
             return
-        if weight(told) > weight(former or _read(self.path("end"))):
-            write_bytes(self.path("end"), canonical_json(told))
+        data = canonical_json(told | {"progress": goal.progress(manifest)})
+        if not publish_bytes(self.path("end"), data) and weight(told) > weight(_read(self.path("end"))):
+            write_bytes(self.path("end"), data)
 
     def conclude(self, code: int, manifest: Manifest) -> Facts:
         """The stop file, once the step has ended with an exit code; it names the rank that ended first, if known."""
         begun, told = _read(self.path("begin")), _read(self.path("end"))
         goal = Goal(begun.get("stage", ""), begun.get("keys", ()), ATTEMPTS)
         if reason := _better_reason(told, code, begun.get("ranks", 0)):
-            progress = {"progress": goal.progress(manifest)} if begun else {}
-            told = stop_file("Killed", None, reason, told.get("signals", [])) | progress
-            write_bytes(self.path("end"), canonical_json(told))
+            told = stop_file("Killed", None, reason, told.get("signals", []))
+        told |= (
+            {"progress": goal.progress(manifest)} if begun else {}
+        )  # rank 0 may have recorded more since a rank failed
+        write_bytes(self.path("end"), canonical_json(told))
         return told
 
     def without_progress(self, progress: str) -> int:
@@ -215,7 +217,7 @@ def attempt(workspace: Workspace, goal: Goal) -> Iterator[None]:
         yield
     except BaseException as error:
         with contextlib.suppress(OSError, StorageError):  # on a full disk; what hit the task itself is told
-            this.end(error, goal.progress(Manifest(workspace)))
+            this.end(error, goal, Manifest(workspace))
         raise
 
 

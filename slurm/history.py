@@ -148,7 +148,7 @@ def _explained(past: Past, outcome: Outcome) -> Past:
     """With what became of a run; a job that ended well before its run was complete has merely stopped."""
     state = "stopped" if outcome.state == "done" else outcome.state
     log = outcome.job.log() if state in ("failed", "unknown") else None
-    return replace(past, state=state, reason=outcome.reason, log=log)
+    return replace(past, state=state, reason=outcome.reason, told_by=outcome.job.label, log=log)
 
 
 # --- tasks that are no runs -------------------------------------------------------------------------------------

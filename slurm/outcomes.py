@@ -22,7 +22,7 @@ from slurm.submissions import Submission
 
 FORMER = 5  # jobs of a task, cancelled one after the other, behind which an older reason is still seen
 ATTEMPT = re.compile(r"^(\d{4,})\.(begin|end)$")
-MAY_COME_BACK = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "STOPPED", "PREEMPTED")
+MAY_COME_BACK = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "STOPPED")
 NOT_TOLD = "it has ended, and Slurm's accounting does not tell how"
 
 
@@ -136,9 +136,10 @@ def settle(told: Sequence[tuple[Try, Story]], known: Mapping[str, Ended], worksp
     newest: Outcome | None = None
     for job, story in told:
         state, reason = judge(story, known.get(job.label))
+        holds = state != "failed" or not _outdated(job, story, workspace)
         if newest is None:
-            newest = Outcome(state, reason, job)
-        elif state == "failed" and not _outdated(job, story, workspace):
+            newest = Outcome(state, reason, job) if holds else Outcome("stopped", "", job)
+        elif state == "failed" and holds:
             return Outcome(state, reason, job)
         if state in ("failed", "done") or (state == "unknown" and story.attempts):
             break
@@ -171,7 +172,7 @@ def _outdated(job: Try, story: Story, workspace: Workspace) -> bool:
 
 
 def is_done(submission: Submission, workspace: Workspace) -> bool:
-    """Whether the records say that nothing is left of what a submission was for, whoever did it."""
+    """Whether the records say that nothing is left of what preprocess or export was submitted for, whoever did it."""
     try:
         experiment = load_experiment(str(submission.folder / "experiment.yaml"))
     except MistralError:
@@ -179,9 +180,6 @@ def is_done(submission: Submission, workspace: Workspace) -> bool:
     manifest = Manifest(workspace)
     if submission.stage == "preprocess":
         return all(manifest.path("preprocess", (name, SEAL)).exists() for name in experiment.dataset_names())
-    if submission.stage == "train":
-        runs = submission.names
-        return all(manifest.path("train", (run, "complete")).exists() for run in runs)
     return all(wanted <= set(manifest.names("export", (run,))) for run, wanted in _exports(submission, experiment))
 
 

@@ -165,7 +165,7 @@ def test_tasks_of_preprocess_and_export_that_died_have_lines_of_their_own(site, 
     assert "exit code 127" in told["tasks"][1]["reason"]
     assert site.calls() == ["squeue", "sacct"]
     table = site.report.as_table()
-    assert f"{stage} task 1 of 5: failed (job 12_1): StorageError: the disk is full; log: {folder}" in table
+    assert f"{stage} task 1 of 5: failed (job 12_1): StorageError: the disk is full make room; log: {folder}" in table
     assert f"{stage} task 2 of 5 and 1 more: failed (job 12_2): Slurm says FAILED, exit code 127" in table
 
 
@@ -234,6 +234,7 @@ def test_the_reason_of_a_failure_stays_through_cancelled_jobs_until_progress_is_
         site.says("sacct", *answer)
         row = site.run()
         assert (row["state"], row["reason"], row["job"]) == ("failed", "ConfigError: no such GPU", "13")
+        assert [task.job for task in site.report.tasks] == ["12"]
     site.submit("train", "14", RUN, number=3)  # cancelled before it recorded anything
     site.attempt("14", "0000.begin", progress="0: 0:")
     site.attempt("14", "0000.end", code=75, reason="Stopped: by SIGTERM", progress="0: 0:")
@@ -245,6 +246,17 @@ def test_the_reason_of_a_failure_stays_through_cancelled_jobs_until_progress_is_
     site.attempt("15", "0000.begin", progress="0: 0:")
     site.attempt("15", "0000.end", code=75, reason="Stopped: at step 3", progress="0: 1:step-00000003")
     assert site.run()["reason"] == "Stopped: at step 3"
+
+
+def test_a_failure_is_over_once_the_run_goes_on_by_whomever(site):
+    site.submit("train", "12", RUN)
+    site.attempt("12", "0000.begin", progress="0: 0:")
+    site.attempt("12", "0000.end", code=3, reason="NonFiniteLoss: no number", progress="0: 0:")
+    assert site.run()["state"] == "failed"
+    site.record("train", RUN, "begin")
+    site.record("train", RUN, "state", "step-00000003")  # trained on this machine
+    row = site.run()
+    assert (row["state"], row["reason"]) == ("stopped", None)
 
 
 def test_a_failure_that_left_no_file_stays_through_a_cancelled_job_too(site):
