@@ -15,6 +15,7 @@ is left to do, or only for people, takes the rest of the chain out of the queue.
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from slurm.chain import Link
 from slurm.submissions import jobs_folder
 
 Facts = dict[str, Any]
+GAVE_UP = re.compile(r"[Tt]im(ed |e)out|appeared within")  # of LostRanks: another rank hung, and was not killed
 AGAIN = (LostRanks, DeadRank)  # no mistake of a person: run again
 ATTEMPTS = 3  # in a row that may make no progress, where the cluster file says nothing
 
@@ -172,8 +174,8 @@ def _better_reason(told: Facts, code: int, ranks: int) -> str:
         return ""  # a person must mend it
     first, believed = culprit.find(culprit.read_log()), weight(told)
     left = (Stopped.exit_code, LostRanks.exit_code)
-    if first and (believed < 3 or (first.signal and not first.lost)):
-        return first.words()
+    if first and (believed < 3 or first.signal):
+        return first.words(hung=believed == 1 and GAVE_UP.search(told["reason"]) is not None)
     if believed == 3 or (told and code in left) or (believed == 2 and code < 128):
         return ""
     ended = f"its step ended with exit code {code}"

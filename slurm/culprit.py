@@ -31,15 +31,14 @@ class Culprit:
     node: str
     signal: int  # 0 for one that was not killed
     code: int  # its exit code; 0 for one that was killed
-    lost: bool  # whether other ranks had lost it before
 
-    def words(self) -> str:
-        """For people."""
+    def words(self, hung: bool) -> str:
+        """For people; srun kills a rank that hung, once the others have given up on it."""
         one = self.ranks.isdecimal()
         who, was = f"rank {self.ranks}" if one else f"ranks {self.ranks}", "was" if one else "were"
         if not self.signal:
             return f"{who} on node {self.node} left with exit code {self.code} and gave no reason"
-        if self.lost:  # srun ends a rank that hangs once another one has failed for want of it
+        if hung:
             return f"{who} on node {self.node} did not answer the others, and {was} ended by signal {self.signal}"
         return f"{who} {was} {killed_by(self.signal)} on node {self.node}"
 
@@ -57,14 +56,13 @@ def read_log() -> str:
 def find(log: str) -> Culprit | None:
     """Who ended first in the last attempt of a log; None if srun named nobody.
 
-    Ranks do not count that left because they had lost another one, or because srun told them to.
+    Ranks do not count that left because they had lost another one, or because srun told them to. Such a rank may be
+    gone sooner than the one that was killed: the kernel closes connections first, and then takes the memory back.
     """
-    lost = False
     for node, ranks, how in LINE.findall(VERDICT.split(log)[-1]):
         left = EXIT.match(how)
         number, code = SIGNALS.get(how, 0), int(left[1]) if left else 0
-        lost = lost or code == LostRanks.exit_code
         if code in (LostRanks.exit_code, Stopped.exit_code) or number == signal.SIGTERM or not number + code:
             continue
-        return Culprit(ranks, node, number, code, lost)
+        return Culprit(ranks, node, number, code)
     return None
