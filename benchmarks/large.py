@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral.cohort import begin_facts
-from mistral.config import Experiment, load_experiment
+from mistral.config import Experiment, load_experiment, to_yaml
 from mistral.corpus import plan_units
 from mistral.files import canonical_json
 from mistral.manifest import FileEntry, Manifest, Record, make_record
@@ -54,6 +54,7 @@ COMMANDS = {
         echo "Submitted batch job $number"
     """,
     "squeue": 'test ! -e "$state/queue" || cat "$state/queue"',
+    "sacct": 'test ! -e "$state/ended" || cat "$state/ended"',
     "scontrol": 'echo "MaxArraySize            = 1001"',
     "scancel": "true",
     "srun": "true",
@@ -178,27 +179,36 @@ def metrics(max_steps: int) -> Iterator[str]:
 
 def leave_jobs(large: Large, *, submissions: int = 200, tasks: int = 5000) -> None:
     """Leave the traces of many submissions: arrays of 1,001 tasks, and one of all runs at a time; all have ended."""
-    jobs, runs = large.workspace.root / "jobs", [large.experiment.run_name(seed) for seed in large.experiment.seeds]
+    runs = [large.experiment.run_name(seed) for seed in large.experiment.seeds]
     for number, start in enumerate(range(0, tasks, 1001), start=1):
         some = range(start, min(start + 1001, tasks))
-        _leave(jobs, "preprocess", number, [(task, f"task {task} of {tasks}") for task in some], {})
+        _leave(large, "preprocess", number, [(task, f"task {task} of {tasks}") for task in some], {"0000.begin": {}})
+    begins = [{"progress": f"{number}: 0:"} for number in range(3)]
     end = {"code": 75, "reason": "Stopped: stopped at step 7 with its state saved", "signals": ["SIGUSR2"]}
+    attempts = {
+        "0000.begin": begins[0],
+        "0000.end": end | begins[1],
+        "0001.begin": begins[1],
+        "0001.end": end | begins[2],
+    }
     for number in range(1, submissions + 1):
-        _leave(jobs, "train", number, list(enumerate(runs)), {"0000.end": end, "0001.begin": {}, "0001.end": end})
+        _leave(large, "train", number, list(enumerate(runs)), attempts)
 
 
-def _leave(jobs: Path, stage: str, number: int, units: list[tuple[int, str]], attempt: dict[str, Any]) -> None:
+def _leave(large: Large, stage: str, number: int, units: list[tuple[int, str]], attempts: dict[str, Any]) -> None:
+    jobs = large.workspace.root / "jobs"
     job = f"{STAGE_JOBS[stage] + number}"
     folder = jobs / stage / f"{number:06d}-{int(job):08x}"
     folder.mkdir(parents=True)
     tasks, names = zip(*units, strict=True)
     told = {"stage": stage, "experiment": "large", "tasks": tasks, "names": names, "flags": [], "planned": None}
     (folder / "submission.json").write_bytes(canonical_json(told))
+    (folder / "experiment.yaml").write_text(to_yaml(large.experiment), encoding="utf-8")
     (folder / "job.json").write_bytes(canonical_json({"job": job}))
     for index in range(len(units)):
         place = jobs / "attempts" / (f"{job}_{index}" if len(units) > 1 else job)
         place.mkdir(parents=True)
-        for name, content in {"0000.begin": {}, **attempt}.items():
+        for name, content in attempts.items():
             (place / name).write_bytes(canonical_json(content))
 
 

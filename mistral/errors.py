@@ -9,9 +9,10 @@
     |-- CheckpointError    a checkpoint that cannot be written or read
     |-- StorageError       the disk is full, the quota is used up, a file cannot be written or read
     |-- EnvironmentProblem this machine lacks something that the config asks for
-    |-- LostRanks          the other ranks of a run are gone: nothing to mend here, run it again
+    |-- LostRanks          the other ranks of a run are gone (exit code 76 of one rank): run it again
     |-- Findings           work that finished and found something wrong (exit code 3)
-    |   `-- NonFiniteLoss  the loss is not a number
+    |   |-- NonFiniteLoss  the loss is not a number
+    |   `-- DeadRank       a rank on this machine was killed or hung: nothing to mend here, run it again
     `-- Stopped            stopped on a signal, with everything saved (exit code 75)
 
 A message says what was found, what was expected, and what to do.
@@ -57,7 +58,12 @@ class EnvironmentProblem(MistralError):
 
 
 class LostRanks(MistralError):
-    """The connection to the other ranks of a run is torn, as one of them died or failed."""
+    """The connection to the other ranks of a run is torn, as one of them died or failed.
+
+    Its exit code tells the rank from those that failed by themselves; no command ends with it.
+    """
+
+    exit_code = 76
 
 
 class Findings(MistralError):
@@ -68,6 +74,10 @@ class Findings(MistralError):
 
 class NonFiniteLoss(Findings):
     """The loss of a step is not a finite number."""
+
+
+class DeadRank(Findings):
+    """A rank on this machine was killed, or did not answer the others."""
 
 
 class Stopped(MistralError):

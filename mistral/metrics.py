@@ -65,6 +65,12 @@ def tokens_per_second(line: dict[str, Any]) -> float | None:
     return float(rate) if _is_number(rate) else None
 
 
+def seconds_of(line: dict[str, Any]) -> float | None:
+    """How long it took since the line before, without evaluations and saving; None if the line does not tell."""
+    seconds = line.get("timing", {}).get("seconds")
+    return float(seconds) if _is_number(seconds) else None
+
+
 def _is_evaluation(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 

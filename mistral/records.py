@@ -123,7 +123,7 @@ def _files(workspace: Workspace, experiment: Experiment | None) -> Iterator[tupl
     root, wanted = workspace.manifest(), None
     if experiment is not None:
         wanted = {experiment.name, *experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse_hidden):
         # What is recorded last is listed first, so that training which goes on leaves no link without its end:
         # exports before checkpoints, states before weights, and what these name after them.
         folders.sort(key=lambda name: (name in ("preprocess", "cohort", "drift"), name))
@@ -133,6 +133,12 @@ def _files(workspace: Workspace, experiment: Experiment | None) -> Iterator[tupl
             others = wanted is not None and stage in STAGES and key and key[0] not in wanted
             if not others and not (name.startswith(".") and name.endswith(".tmp")):
                 yield path, stage, tuple(key)
+
+
+def _refuse_hidden(error: OSError) -> None:
+    """Records that may not be listed are not taken for absent ones; a folder that has gone meanwhile is."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _slim(record: Record) -> Record:

@@ -32,7 +32,7 @@ def status(experiment: "Experiment | None", workspace: "Workspace", *, as_json: 
 
 
 def take_status(experiment: "Experiment | None", workspace: "Workspace") -> "StatusReport":
-    """How far the runs are, and their jobs where any were submitted; Slurm is asked at most once."""
+    """How far the runs are, and their jobs where any were submitted; Slurm is asked once, its accounting if it must."""
     from pipeline.status import run_names, status
 
     if not (workspace.root / "jobs").is_dir():

@@ -118,7 +118,7 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
         tell(context, jobs, as_json=options["as_json"])
     if context.wait:
         from slurm.follow import follow
-        from slurm.outcome import refuse_missing
+        from slurm.missing import refuse_missing
 
         if jobs:
             follow(context.workspace, context.experiment.name, context.progress)

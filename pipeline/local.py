@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,27 +57,43 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *arguments]
 
 
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    code: int  # a negative number is a signal, as subprocess gives it
+    killed_here: bool = False  # by this program, as another one had failed
+
+
+def killed_by(number: int) -> str:
+    """`killed by signal 9 (out of memory?)`."""
+    return f"killed by signal {number}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
 def run_together(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
+    """As `run_ranks`; returns exit codes only."""
+    return [end.code for end in run_ranks(command, environments)]
+
+
+def run_ranks(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[End]:
     """Run one process per environment and wait for all of them; what they print goes to stderr.
 
     Signals that ask to stop are passed on; those that come while the processes are started wait until all of them are.
     When one process fails, the others are ended: they would wait for it in a collective for ever.
 
     Returns:
-        exit codes in order; negative numbers are signals, as subprocess gives them.
+        how each ended, in order.
 
     Raises:
         Stopped: a signal came, and the processes had done their work all the same.
     """
     parent = {PARENT: str(os.getpid())}
     children: list[subprocess.Popen[bytes]] = []
-    received: list[int] = []
+    received: list[tuple[int, int]] = []  # a signal, and how many processes it was passed on to
 
     def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+        received.append((number, len(children)))
+        _send(children, number)
 
     former: dict[int, Any] = {}
     try:
@@ -84,7 +101,9 @@ def run_together(command: Sequence[str], environments: Sequence[dict[str, str]])
             former.update({number: signal.signal(number, forward) for number in FORWARDED})
             for environment in environments:
                 children.append(subprocess.Popen(command, stdout=2, env={**os.environ, **parent, **environment}))
-        codes = _wait_for(children)
+            for number, told in list(received):  # another thread of this process took them
+                _send(children[told:], number)
+        ends = _wait_for(children)
     finally:
         with signals_held():
             for child in children:
@@ -93,9 +112,15 @@ def run_together(command: Sequence[str], environments: Sequence[dict[str, str]])
                     child.wait()
             for number, handler in former.items():
                 signal.signal(number, handler)
-    if received and not any(codes):
-        _stop(received[0], None)
-    return codes
+    if received and not any(end.code for end in ends):
+        _stop(received[0][0], None)
+    return ends
+
+
+def _send(children: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
 
 
 @contextlib.contextmanager
@@ -109,22 +134,23 @@ def signals_held() -> Iterator[None]:
 
 
 def listen() -> None:
-    """Take the signals that came since `run_together` started this process; its handlers are in place now."""
+    """Take the signals that came since `run_ranks` started this process; its handlers are in place now."""
     if PARENT in os.environ:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
 
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    deadline = None
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[End]:
+    deadline, killed = None, frozenset[int]()
     while True:
         codes = [child.poll() for child in children]
         ended = [code for code in codes if code is not None]
         if len(ended) == len(children):
-            return ended
+            return [End(code, number in killed) for number, code in enumerate(ended)]
         if any(ended) and deadline is None:
             worst = next(code for code in ended if code)
             deadline = time.monotonic() + PATIENCE_SECONDS.get(worst, PATIENCE_AFTER_FAILURE_SECONDS)
         if deadline is not None and time.monotonic() > deadline:
+            killed |= {number for number, code in enumerate(codes) if code is None}
             for child in children:
                 child.kill()
         time.sleep(0.05)

@@ -1,8 +1,10 @@
 """manifest folders, leases, the tails of metrics and the jobs -> how far each run is."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +13,18 @@ from mistral.dataset import SEAL
 from mistral.errors import ManifestError, Stopped
 from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
-from mistral.metrics import parse_line, tokens_per_second
+from mistral.metrics import parse_line, seconds_of, tokens_per_second
 from mistral.workspace import Workspace
-from pipeline.local import is_alive
+from pipeline.jobs import NOT_VISIBLE, WORDS, EndedTask, Job, Jobs, Past, ended_lines, queue_lines, waits_for
 from pipeline.results import as_table
 
 TAIL_BYTES = 8192
+STALE_SECONDS, STALE_TIMES = 60.0, 5.0  # a last step older than the first, and than so many times the usual, is stale
 REASON_LENGTH = 80  # of which a table shows so much
 COLUMNS = (
-    "run", "state", "step", "loss", "tokens_per_second", "eta_seconds", "weights", "exported", "attempts", "owner",
-    "reason",
+    "run", "state", "step", "age", "loss", "tokens_per_second", "eta_seconds", "weights", "exported", "attempts",
+    "nodes", "owner", "reason",
 )  # fmt: skip
-WORDS = {"pending": "queued"}  # of Slurm's states; the others are told as they are
-
-
-@dataclass(frozen=True)
-class Job:
-    """A task that waits or runs in Slurm, in Slurm's words."""
-
-    stage: str
-    name: str
-    job: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Past:
-    """What the newest job of a run has come to."""
-
-    job: str
-    attempts: int  # that Slurm has started
-    code: int | None  # the exit code with which the last one ended, if it could tell
-    reason: str  # why it ended; empty if it left none, or works
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """What Slurm says, and what the jobs of runs left behind."""
-
-    queue: Sequence[Job] | None = ()  # None: Slurm does not answer
-    running: frozenset[str] | None = None  # every job of this user that runs; None: not known
-    past: Mapping[str, Past] = field(default_factory=dict)  # by run
-    planned_units: int | None = None  # of the dataset, when its preprocessing was submitted
-
-    def of(self, run: str) -> Job | None:
-        """The job that trains a run, or waits to."""
-        jobs = [job for job in self.queue or () if job.stage == "train" and job.name == run]
-        return max(jobs, key=lambda job: job.state == "running", default=None)  # of a chain one runs and others wait
-
-    def is_alive(self, owner: Owner) -> bool | None:
-        """Whether the owner of a run works, by what Slurm said; None if that cannot be known."""
-        if owner.get("kind") != "slurm":
-            return is_alive(owner)
-        return None if self.running is None else owner.get("job") in self.running
 
 
 @dataclass(frozen=True)
@@ -85,6 +45,9 @@ class RunStatus:
     job: str | None  # the one that waits or runs, or else the last one
     attempts: int | None  # of that job
     reason: str | None  # why it waits, or why its last attempt ended
+    step_age_seconds: float | None = None  # since the last step was logged; None of a complete run
+    nodes: str | None = None  # where its job runs
+    log: str | None = None  # of the job that failed
 
 
 @dataclass(frozen=True)
@@ -97,6 +60,8 @@ class StatusReport:
     sealed: bool
     runs: list[RunStatus]
     jobs: Sequence[Job] | None
+    tasks: Sequence[EndedTask] = ()
+    jobs_visible: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -110,27 +75,19 @@ class StatusReport:
                 "step": f"{run.step}/{run.max_steps or '?'}",
                 "weights": f"{run.weights}/{run.scheduled or '?'}",
                 "exported": f"{run.exported}/{run.scheduled or '?'}",
+                "age": None if run.step_age_seconds is None else f"{run.step_age_seconds:.0f} s",
                 "reason": run.reason and run.reason.splitlines()[0][:REASON_LENGTH],
             }
             for run in self.runs
         ]
-        return "\n".join([*self._dataset_lines(), as_table(rows, COLUMNS), *queue_lines(self.jobs)])
+        jobs = queue_lines(self.jobs) if self.jobs_visible else ["", NOT_VISIBLE]
+        return "\n".join([*self._dataset_lines(), as_table(rows, COLUMNS), *jobs, *ended_lines(self.tasks)])
 
     def _dataset_lines(self) -> list[str]:
         if self.dataset is None:
             return []
         planned = "" if self.sealed or self.planned_units is None else f" of {self.planned_units}"
         return [f"{self.dataset}: {self.units}{planned} units, {'whole' if self.sealed else 'unfinished'}"]
-
-
-def queue_lines(jobs: Sequence[Job] | None) -> list[str]:
-    """How many tasks of each stage wait or run, for people; nothing if there are none."""
-    if jobs is None:
-        return ["", "jobs: unknown, Slurm does not answer"]
-    lines: dict[str, list[str]] = {}
-    for (stage, state, reason), number in Counter((job.stage, job.state, _waits(job)) for job in jobs).items():
-        lines.setdefault(stage, []).append(f"{number} {WORDS.get(state, state)}" + (f" ({reason})" if reason else ""))
-    return ["", *(f"{stage} tasks: {', '.join(counts)}" for stage, counts in lines.items())] if lines else []
 
 
 def status(experiment: Experiment | None, workspace: Workspace, jobs: Jobs | None = None) -> StatusReport:
@@ -145,12 +102,20 @@ def status(experiment: Experiment | None, workspace: Workspace, jobs: Jobs | Non
     """
     manifest, jobs = Manifest(workspace), jobs or Jobs()
     runs = [run_status(manifest, run, experiment, jobs) for run in run_names(experiment, workspace)]
+    bad = [(run, jobs.past[run.run]) for run in runs if run.run in jobs.past and run.state in ("failed", "unknown")]
+    tasks = [
+        EndedTask("train", run.run, past.told_by or past.job, run.state, past.reason, past.log)
+        for run, past in bad
+        if jobs.queue is not None
+    ]
+    tasks += jobs.tasks
+    more = (runs, jobs.queue, tasks, jobs.visible)
     if experiment is None:
-        return StatusReport(None, 0, None, False, runs, jobs.queue)
+        return StatusReport(None, 0, None, False, *more)
     dataset = experiment.data.dataset_name()
     names = manifest.names("preprocess", (dataset,))
     units, sealed = sum(map(str.isdecimal, names)), SEAL in names
-    return StatusReport(dataset, units, units if sealed else jobs.planned_units, sealed, runs, jobs.queue)
+    return StatusReport(dataset, units, units if sealed else jobs.planned_units, sealed, *more)
 
 
 def run_names(experiment: Experiment | None, workspace: Workspace) -> list[str]:
@@ -164,18 +129,20 @@ def run_names(experiment: Experiment | None, workspace: Workspace) -> list[str]:
 def run_status(manifest: Manifest, run: str, experiment: Experiment | None, jobs: Jobs) -> RunStatus:
     """How far one run is."""
     records, weights = set(manifest.names("train", (run,))), manifest.names("train", (run, "weights"))
-    line = last_step(manifest.workspace.metrics(run))
-    max_steps, scheduled = _plan(manifest, run, experiment)
-    step, rate, tokens = line.get("step", 0), tokens_per_second(line), line.get("tokens")
-    tokens_a_step = tokens / step if step and isinstance(tokens, int) else None
+    tail = read_tail(manifest.workspace.metrics(run))
+    line, max_steps, scheduled = tail.last, *_plan(manifest, run, experiment)
     owner, job, past = holder(manifest.workspace.run(run)), jobs.of(run), jobs.past.get(run)
     state = _state(records, owner, jobs, job, past)
-    eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate else None
-    eta = None if state == "complete" else eta
+    complete = state == "complete"
+    step, rate, tokens = line.get("step", 0), tokens_per_second(line), line.get("tokens")
+    rate = None if tail.is_stale() and not complete else rate
+    tokens_a_step = tokens / step if step and isinstance(tokens, int) else None
+    eta = (max_steps - step) * tokens_a_step / rate if max_steps and tokens_a_step and rate and not complete else None
     return RunStatus(
         run, state, step, max_steps, line.get("loss"), rate, eta, len(weights), scheduled,
         len(manifest.names("export", (run,))), None if owner is None else describe(owner),
-        past.job if past else None, past.attempts if past else None, _reason(state, job, past),
+        past.job if past else None, past.attempts if past else None, _reason(state, jobs, job, past),
+        None if complete else tail.age_seconds, job.nodes or None if job else None, past.log if past else None,
     )  # fmt: skip
 
 
@@ -188,23 +155,27 @@ def _state(records: set[str], owner: Owner | None, jobs: Jobs, job: Job | None, 
         return "running"
     if job is not None:
         return WORDS.get(job.state, job.state)
-    if works is None or (past is not None and jobs.queue is None):
+    if works is None or (past is not None and jobs.queue is None) or not jobs.visible:
         return "unknown"
-    if past is not None and past.code not in (None, Stopped.exit_code):
-        return "failed"
+    if past is not None and _became(past) != "stopped":
+        return _became(past)
     return "stopped" if owner is not None or "begin" in records else "not started"
 
 
-def _reason(state: str, job: Job | None, past: Past | None) -> str | None:
+def _became(past: Past) -> str:
+    """What became of a job that has ended: it stopped in order, died, or that is not known."""
+    if past.state:
+        return past.state
+    return "failed" if past.reason and past.code != Stopped.exit_code else "stopped"
+
+
+def _reason(state: str, jobs: Jobs, job: Job | None, past: Past | None) -> str | None:
     """Why a run does not go on: what its job waits for, or why the last attempt ended."""
-    if state in ("complete", "running", "unknown"):
+    if state in ("complete", "running"):
         return None
-    return (_waits(job) if job else past.reason if past else "") or None
-
-
-def _waits(job: Job) -> str:
-    """What a job waits for; empty if it waits for nothing."""
-    return job.reason if job.state == "pending" and job.reason != "None" else ""
+    if state == "unknown" and (jobs.queue is None or past is None or not past.state):
+        return None if jobs.visible else "its jobs are not visible"
+    return (waits_for(job) if job else past.reason if past else "") or None
 
 
 def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[int | None, int | None]:
@@ -218,16 +189,35 @@ def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[
     return (begun.facts["scheduled_steps"][-1], len(begun.facts["scheduled_steps"])) if begun else (None, None)
 
 
+@dataclass(frozen=True)
+class Tail:
+    """The end of a metrics file."""
+
+    last: dict[str, Any]  # the last logged step; empty if there is none
+    age_seconds: float | None  # since the file was written
+    usual_seconds: float  # from one logged step to the next
+
+    def is_stale(self) -> bool:
+        """Whether the last step is so old that its rate says nothing of now."""
+        return self.age_seconds is not None and self.age_seconds > max(STALE_SECONDS, STALE_TIMES * self.usual_seconds)
+
+
 def last_step(path: Path) -> dict[str, Any]:
     """The last logged step, from the end of a metrics file; empty if there is none."""
+    return read_tail(path).last
+
+
+def read_tail(path: Path) -> Tail:
+    """The end of a metrics file, which may be damaged or missing."""
     try:
         with path.open("rb") as file:
+            written = os.fstat(file.fileno()).st_mtime
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
+            raw = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
-        return {}
-    for raw in reversed(lines):
-        line = parse_line(raw)  # the first line of the tail is cut
-        if line is not None and "loss" in line:
-            return line
-    return {}
+        return Tail({}, None, 0.0)
+    parsed = map(parse_line, raw)  # the first line of the tail is cut
+    steps = [line for line in parsed if line is not None and "loss" in line]
+    usual = [seconds for line in steps if (seconds := seconds_of(line)) is not None]
+    age = max(0.0, time.time() - written) if steps else None
+    return Tail(steps[-1] if steps else {}, age, statistics.median(usual) if usual else 0.0)

@@ -17,7 +17,7 @@ from mistral.cohort import (
 )
 from mistral.config import Experiment
 from mistral.dataset import SEAL, evaluation_record, unit_names
-from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.errors import ConfigError, DeadRank, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
@@ -135,7 +135,7 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
 
 def describe_exit(code: int) -> str:
     """`exit code 3` or `killed by signal 9`."""
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return local.killed_by(-code) if code < 0 else f"exit code {code}"
 
 
 def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
@@ -194,25 +194,39 @@ def train_task(context: Context, task: int, options: TrainOptions, expected: Seq
             "  leave --task out to have jobs submitted, or use slurm/train.sbatch"
         )
     command = local.command_line((*context.task_arguments, "--task", str(task), "--seed", seed))
-    report_ranks(run, local.run_together(command, local.rank_environments(stage.ranks_per_node)))
+    report_ranks(run, local.run_ranks(command, local.rank_environments(stage.ranks_per_node)))
 
 
-def report_ranks(run: str, codes: list[int]) -> None:
-    """Turn the exit codes of the ranks into one outcome.
+def report_ranks(run: str, ends: Sequence[local.End]) -> None:
+    """Turn the ends of the ranks into one outcome, which names those that ended first.
 
     Raises:
         Stopped: a rank stopped in order; the others may have lost the connection to it.
-        MistralError: one failed with a message of its own.
-        Findings: one died.
+        MistralError, Findings: one failed with a message of its own.
+        DeadRank: one was killed, or hung.
     """
-    if not any(codes):
+    bad = {rank: end for rank, end in enumerate(ends) if end.code}
+    if not bad:
         return
-    if Stopped.exit_code in codes and Findings.exit_code not in codes:
+    victims = (LostRanks.exit_code, Stopped.exit_code)  # how ranks leave that miss another one, or are told to
+    own = {rank: end for rank, end in bad.items() if not end.killed_here and end.code not in victims}
+    if not own and Stopped.exit_code in [end.code for end in bad.values()]:
         raise Stopped(f"{run}: stopped with everything saved\n  run the same command to go on")
-    listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
-    killed = any(code < 0 for code in codes)  # the others then fail for want of it
-    error = MistralError if MistralError.exit_code in codes and not killed else Findings
-    raise error(f"{run}: {listed}; the reason is above\n  run the same command to go on from the last state")
+    hung = {rank: end for rank, end in bad.items() if end.killed_here}  # the others had lost them before
+    listed = ", ".join(f"rank {rank} {describe_end(end)}" for rank, end in (own or hung or bad).items())
+    codes = {end.code for end in own.values()}
+    failed = MistralError if MistralError.exit_code in codes else Findings
+    error = DeadRank if min(codes, default=-1) < 0 else failed
+    raise error(f"{run}: {listed}; what the ranks said is above\n  run the same command to go on from the last state")
+
+
+def describe_end(end: local.End) -> str:
+    """`was killed by signal 9 (out of memory?)`, for one rank."""
+    if end.killed_here:
+        return "did not answer the others, and was ended"
+    if end.code in (LostRanks.exit_code, Stopped.exit_code):
+        return "lost the others" if end.code == LostRanks.exit_code else "stopped"
+    return f"was {local.killed_by(-end.code)}" if end.code < 0 else f"failed with exit code {end.code}"
 
 
 def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions) -> None:
@@ -231,15 +245,15 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     ranks = Ranks.from_environment()
     training.accumulation_steps(ranks.world_size)  # refused before anything is recorded
     engine.prepare_process(training, stage.threads_per_rank)
-    device = engine.connect(ranks, training, stage.gpus_per_node > 0, stop)
-    run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
     try:
-        run.check_dataset()
-        if ranks.rank == 0:
-            with owned(run, options) as ownership:
-                train_run(run, ownership, Hooks(stop, context.progress))
-        else:
-            with lost_connections_told(ranks.rank):
+        with lost_connections_told(ranks.rank) if ranks.world_size > 1 else contextlib.nullcontext():
+            device = engine.connect(ranks, training, stage.gpus_per_node > 0, stop)
+            run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
+            run.check_dataset()
+            if ranks.rank == 0:
+                with owned(run, options) as ownership:
+                    train_run(run, ownership, Hooks(stop, context.progress))
+            else:
                 train_run(run, None, Hooks(stop, Silent()))
     finally:
         stop.restore()
@@ -258,7 +272,7 @@ def lost_connections_told(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
             raise
-        reason = str(error).splitlines()[0][:200]
+        reason = str(error).splitlines()[0][:200].encode("ascii", "ignore").decode()  # gloo's has pictures
         raise LostRanks(f"rank {rank} lost the other ranks: one died, or tells why ({reason})") from error
 
 

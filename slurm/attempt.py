@@ -1,8 +1,11 @@
 """one attempt of a task in a Slurm job -> its ranks, its owner, why it ended, and whether it is run again.
 
 workspace/jobs/attempts/<job>/0002.begin   attempt 2 (Slurm's restart count): what of its task was recorded by then
-workspace/jobs/attempts/<job>/0002.end     why it ended, if it could say so: the stop file; of the last attempt of a
-                                           crash loop, why the job is not run again
+workspace/jobs/attempts/<job>/0002.end     why it ended: the stop file, and what was recorded by then; of the last
+                                           attempt of a crash loop, why the job is not run again
+
+All ranks share one stop file. A rank that failed by itself is believed before one that was told to stop, and that one
+before those that lost another rank. A rank that was killed writes nothing: the batch script names it, as srun did.
 
 Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
 script asks `again`, once its step has ended; attempts that make no progress are bounded either way. The jobs of a chain
@@ -12,21 +15,25 @@ is left to do, or only for people, takes the rest of the chain out of the queue.
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mistral.errors import EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.errors import DeadRank, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped, StorageError
 from mistral.files import canonical_json, publish_bytes, read_json, remove_folder, write_bytes
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 from pipeline import local
-from slurm import queue, rendezvous, submissions, task
+from slurm import culprit, queue, rendezvous, submissions, task
 from slurm.chain import Link
 from slurm.submissions import jobs_folder
 
 Facts = dict[str, Any]
+GAVE_UP = re.compile(r"[Tt]im(ed |e)out|appeared within")  # of LostRanks: another rank hung, and was not killed
+AGAIN = (LostRanks, DeadRank)  # no mistake of a person: run again
 ATTEMPTS = 3  # in a row that may make no progress, where the cluster file says nothing
 
 
@@ -92,12 +99,27 @@ class Attempt:
             raise self.given_up(futile)
         publish_bytes(self.path("begin"), canonical_json({**asdict(goal), "progress": progress, "step": step}))
 
-    def end(self, error: BaseException) -> None:
-        """Leave the stop file: why this attempt ends. The first rank that has a reason is believed."""
-        code = error.exit_code if isinstance(error, MistralError) else None
-        code = None if isinstance(error, LostRanks) else code
-        told = {"code": code, "reason": f"{type(error).__name__}: {error}", "signals": local.signals_received()}
-        publish_bytes(self.path("end"), canonical_json(told))
+    def end(self, error: BaseException, goal: Goal, manifest: Manifest) -> None:
+        """Leave the stop file: why this attempt ends; nothing is written if another rank has given a better reason."""
+        code = error.exit_code if isinstance(error, MistralError) and not isinstance(error, AGAIN) else None
+        told = stop_file(type(error).__name__, code, str(error), local.signals_received())
+        if weight(told) <= weight(_read(self.path("end"))):
+            return
+        data = canonical_json(told | {"progress": goal.progress(manifest)})
+        if not publish_bytes(self.path("end"), data) and weight(told) > weight(_read(self.path("end"))):
+            write_bytes(self.path("end"), data)
+
+    def conclude(self, code: int, manifest: Manifest) -> Facts:
+        """The stop file, once the step has ended with an exit code; it names the rank that ended first, if known."""
+        begun, told = _read(self.path("begin")), _read(self.path("end"))
+        goal = Goal(begun.get("stage", ""), begun.get("keys", ()), ATTEMPTS)
+        if reason := _better_reason(told, code, begun.get("ranks", 0)):
+            told = stop_file("Killed", None, reason, told.get("signals", []))
+        told |= (
+            {"progress": goal.progress(manifest)} if begun else {}
+        )  # rank 0 may have recorded more since a rank failed
+        write_bytes(self.path("end"), canonical_json(told))
+        return told
 
     def without_progress(self, progress: str) -> int:
         """How many attempts before this one, in a row, began with as much recorded as now."""
@@ -127,6 +149,39 @@ class Attempt:
             f"Slurm job {self.job}: found {futile} attempts in a row without progress, so it is not run again\n"
             f"  the last reason: {reason}\n  mend it, then run the same command again"
         )
+
+
+def stop_file(kind: str, code: int | None, reason: str, signals: Sequence[str]) -> Facts:
+    """What a stop file holds: a kind of error, an exit code where a person must mend it, a reason, the signals."""
+    text = reason if kind == "Killed" else f"{kind}: {reason}"
+    return {"kind": kind, "code": code, "reason": text, "signals": list(signals)}
+
+
+def weight(told: Facts) -> int:
+    """How much a stop file is believed: that of a rank which failed by itself most."""
+    return {"": 0, "LostRanks": 1, "Stopped": 2}.get(told.get("kind", ""), 3)
+
+
+def _better_reason(told: Facts, code: int, ranks: int) -> str:
+    """Why a step ended, where its stop file does not tell or may not be believed; else empty.
+
+    Args:
+        told: the stop file; empty if there is none.
+        code: exit code of the step.
+        ranks: how many there were; 0 if that is not known.
+    """
+    if told.get("code") not in (None, Stopped.exit_code):
+        return ""  # a person must mend it
+    first, believed = culprit.find(culprit.read_log()), weight(told)
+    left = (Stopped.exit_code, LostRanks.exit_code)
+    if first and (believed < 3 or first.signal):
+        return first.words(hung=believed == 1 and GAVE_UP.search(told["reason"]) is not None)
+    if believed == 3 or (told and code in left) or (believed == 2 and code < 128):
+        return ""
+    ended = f"its step ended with exit code {code}"
+    if code - 128 in (0, int(signal.SIGTERM)) or code < 128:
+        return "" if told else ended
+    return f"{ended}: {'rank 0' if ranks == 1 else 'a rank'} was {local.killed_by(code - 128)}"
 
 
 def _read(path: Path) -> Facts:
@@ -163,7 +218,8 @@ def attempt(workspace: Workspace, goal: Goal) -> Iterator[None]:
             os.environ.update(rendezvous.join(os.environ, this.folder))
         yield
     except BaseException as error:
-        this.end(error)
+        with contextlib.suppress(OSError, StorageError):  # on a full disk; what hit the task itself is told
+            this.end(error, goal, Manifest(workspace))
         raise
 
 
@@ -201,9 +257,8 @@ def again(workspace: Workspace, code: int) -> None:
 
 def _outcome(this: Attempt, manifest: Manifest, code: int) -> MistralError:
     """What comes after an attempt that failed: what people must mend, or Stopped, which says how it goes on."""
-    killed: Facts = {"code": None, "reason": f"its step ended with exit code {code}", "signals": []}
-    publish_bytes(this.path("end"), canonical_json(killed))  # which changes nothing if there is a reason already
-    end, reason = _read(this.path("end")), f"Slurm job {this.job}: {_read(this.path('end'))['reason']}"
+    end = this.conclude(code, manifest)
+    reason = f"Slurm job {this.job}: {end['reason']}"
     if end["code"] not in (None, Stopped.exit_code):
         return (Findings if end["code"] == Findings.exit_code else MistralError)(reason)
     if this.link is None and _was_asked_to_leave(this.job, end, code):
@@ -218,7 +273,8 @@ def _outcome(this: Attempt, manifest: Manifest, code: int) -> MistralError:
 def _was_asked_to_leave(job: str, end: Facts, code: int) -> bool:
     """Whether a job was cancelled, or Slurm itself runs it again."""
     # When a rank dies srun sends SIGTERM to the others; only ranks that all left in order were asked to leave.
-    asked = code == Stopped.exit_code and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
+    asked = code in (Stopped.exit_code, LostRanks.exit_code) and end["code"] == Stopped.exit_code
+    asked = asked and not {"SIGTERM", "SIGINT"}.isdisjoint(end["signals"])
     # Slurm requeues a preempted job that it has to kill, but not one that leaves within its time of grace.
     left = asked and not queue.is_preempted(job)
     return left or queue.states_of(job) not in (None, ["RUNNING"])

@@ -1,5 +1,6 @@
 """jobs of an experiment -> what they do until the last one has ended, and their logs."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from mistral.errors import ConfigError, EnvironmentProblem, Findings
 from mistral.progress import Progress
 from mistral.workspace import Workspace
 from slurm import held, queue, submissions
-from slurm.submissions import Active
+from slurm.submissions import Active, Submission
 
 ASK_SECONDS = 10.0
 ENDED_AFTER, CONFIRM_SECONDS = 3, 2.0  # answers without a job: one whose node failed is out of the queue for a moment
@@ -67,7 +68,19 @@ def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, 
 
     Raises:
         ConfigError: no job of it was submitted from this workspace.
+        EnvironmentProblem: that rank has no log (says which have), or the jobs are another user's.
     """
+    try:
+        return _log_of(workspace, experiment, stage, name, rank)
+    except PermissionError:
+        folder = workspace.root / "jobs"
+        raise EnvironmentProblem(
+            f"{folder}: found that you may not read it, expected its owner, {_owner(folder)}, who alone sees the logs\n"
+            "  ask the owner for the log; status and verify work without it"
+        ) from None
+
+
+def _log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, rank: int) -> Path:
     for submission in submissions.recorded(workspace, experiment, stage):
         wanted = name or submission.names[0]
         if (jobs := submission.jobs()) and wanted in submission.names:
@@ -75,11 +88,29 @@ def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, 
             paths: list[Path] = [JobPaths(submission.folder, label, rank).stderr for label in labels]
             if there := [path for path in paths if path.exists()]:
                 return there[0]
-            raise EnvironmentProblem(f"{paths[-1]}: found no such file yet; the job {labels[-1]} may wait: see status")
+            raise EnvironmentProblem(f"{paths[0]}: found no such file, expected {_ranks_with_logs(submission, labels)}")
     raise ConfigError(
         f"{experiment}: found no job of {name or 'any task'} of {stage} in {workspace.root / 'jobs'}, expected one "
         "that was submitted from this workspace; see status"
     )
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return folder.owner()
+    except KeyError:  # this machine has no name for that number
+        return f"user {folder.stat().st_uid}"
+
+
+def _ranks_with_logs(submission: Submission, labels: Sequence[str]) -> str:
+    """Which ranks the newest of some jobs has logs of, and what to do."""
+    listed = [path.name for path in submission.folder.iterdir()]
+    for label in labels:
+        found = sorted(int(match[1]) for name in listed if (match := re.fullmatch(rf"{label}_(\d+)_log\.err", name)))
+        if found:
+            ranks = f"{found[0]} to {found[-1]}" if found == list(range(found[-1] + 1)) else ", ".join(map(str, found))
+            return f"that of one of the ranks of job {label}: {ranks}\n  give one of them with --rank"
+    return f"one as soon as job {labels[0]} has started\n  see status: it may wait, or its node did not see this folder"
 
 
 def lines_of(path: Path, keep_on: bool) -> Iterator[str]:

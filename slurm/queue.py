@@ -26,6 +26,29 @@ class Job:
     state: str  # PENDING, RUNNING, ...
     reason: str  # why it waits
     submission: str  # its comment, which names the submission that it belongs to
+    nodes: str = ""  # where it runs: n[1-2]; empty while it waits
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the accounting says of a job, or of a task of an array."""
+
+    state: str  # FAILED, CANCELLED, COMPLETED, ...
+    code: int  # exit code of its batch script
+    signal: int  # that killed the script; Slurm writes 53 for a job that it could not start
+
+    def words(self) -> str:
+        """For people: `Slurm says FAILED, exit code 127 (no such command: ...)`."""
+        how = f", signal {self.signal}" if self.signal else f", exit code {self.code}" if self.code else ""
+        hint = HINTS.get((self.code, self.signal), "")
+        return f"Slurm says {self.state}{how}" + (f" ({hint})" if hint else "")
+
+
+HINTS = {
+    (127, 0): "no such command: check python and setup in the cluster file",
+    (126, 0): "not executable: check python and setup in the cluster file",
+    (0, 53): "the job could not be started: check that its node sees the workspace",
+}
 
 
 def held_by(reason: str) -> Literal["Slurm", "a person"] | None:
@@ -65,10 +88,45 @@ def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
 
 def my_jobs() -> list[Job] | None:
     """All jobs of this user that wait or run, in one call; None if Slurm does not answer."""
-    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k|%N")
     if answer is None or answer.returncode:
         return None
-    return [Job(*line.split("|", 3)) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+    return [_parse_job(*line.split("|")) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+
+
+def _parse_job(label: str, state: str, reason: str, *rest: str) -> Job:
+    """Comments of foreign jobs may hold the separator."""
+    *comment, nodes = rest if len(rest) > 1 else (*rest, "")
+    return Job(label, state, reason, "|".join(comment), nodes)
+
+
+def accounting(jobs: Sequence[str]) -> dict[str, Ended] | None:
+    """How jobs ended, by label (12_3, or 12), in one call.
+
+    Args:
+        jobs: the numbers of jobs and arrays.
+
+    Returns:
+        what the accounting knows of them and of the tasks of these arrays; None if it does not answer, or is off.
+    """
+    fields = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode")
+    answer = ask("sacct", *fields, f"--jobs={','.join(jobs)}")
+    if answer is None or answer.returncode:
+        return None
+    found: dict[str, Ended] = {}
+    for line in answer.stdout.splitlines():
+        if match := re.match(r"([^|]+)\|([A-Z_]+)[^|]*\|(\d+):(\d+)$", line):  # the state may be `CANCELLED by 1000`
+            found |= dict.fromkeys(_labels(match[1]), Ended(match[2], int(match[3]), int(match[4])))
+    return found
+
+
+def _labels(job: str) -> list[str]:
+    """`12`, `12_3`, or those of `12_[3-5,8%2]`: the tasks of an array that never started are one line."""
+    number, _, tasks = job.partition("_[")
+    if not tasks:
+        return [job]
+    ends = [part.partition("-") for part in tasks.partition("%")[0].rstrip("]").split(",")]
+    return [f"{number}_{index}" for low, _, high in ends for index in range(int(low), int(high or low) + 1)]
 
 
 def states_of(label: str) -> list[str] | None:

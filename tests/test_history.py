@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from mistral.errors import EnvironmentProblem
 from mistral.workspace import Workspace
-from pipeline.status import Past
-from slurm import history, queue, submissions
+from pipeline.jobs import Past
+from slurm import history, outcomes, queue, submissions
+from slurm.follow import log_of
 from slurm.history import look, past_of
 
 RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
@@ -16,6 +18,7 @@ RUNS = ("alias-tiny-x21", "battlestar-tiny-x49")
 def workspace(tmp_path, monkeypatch) -> Workspace:
     """Empty, and so is the queue of Slurm."""
     monkeypatch.setattr(queue, "my_jobs", lambda: [])
+    monkeypatch.setattr(queue, "accounting", lambda jobs: None)
     return Workspace(tmp_path)
 
 
@@ -84,8 +87,8 @@ def test_the_newest_job_of_a_run_counts(workspace):
     attempt(workspace, "40", "0000.begin")
     past = look(workspace, "tiny", RUNS).past
     assert {run: (one.job, one.attempts, one.reason) for run, one in past.items()} == {
-        RUNS[0]: ("30_0", 0, ""),
-        RUNS[1]: ("40", 1, ""),
+        RUNS[0]: ("30_0", 0, outcomes.NOT_TOLD),
+        RUNS[1]: ("40", 1, outcomes.NOT_TOLD),
     }
     assert look(workspace, None, RUNS).past[RUNS[0]].job == "50_0"
 
@@ -96,6 +99,10 @@ def test_no_more_than_the_newest_submissions_are_read(workspace, monkeypatch):
     read, former = [], submissions.read
     monkeypatch.setattr(submissions, "read", lambda folder: read.append(folder) or former(folder))
     assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].job == "99"
+    assert len(read) == 1 + outcomes.FORMER  # none of them has begun
+    attempt(workspace, "99", "0000.begin", "0000.end", reason="ConfigError: no", code=1)
+    read.clear()
+    assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].reason == "ConfigError: no"
     assert len(read) == 1
     read.clear()
     assert RUNS[1] not in look(workspace, "tiny", RUNS).past  # it was never submitted
@@ -119,6 +126,25 @@ def test_what_waits_and_runs_is_told_of_this_experiment_only(workspace, monkeypa
     ]
     assert told.running == {"12_1", "13", "99"}  # jobs of plain scripts own runs too
     assert len(look(workspace, None, RUNS).queue) == 3
+
+
+def test_logs_of_an_absent_rank_says_which_ranks_there_are(workspace):
+    folder = workspace.root / "jobs" / "train" / leave(workspace, 1, "12")
+    with pytest.raises(
+        EnvironmentProblem, match=r"12_0_7_log.err: found no such file, expected one as soon as job 12_0"
+    ):
+        log_of(workspace, "tiny", "train", None, 7)
+    for rank in range(4):
+        (folder / f"12_0_{rank}_log.err").touch()
+    (folder / "12_10_7_log.err").touch()
+    with pytest.raises(
+        EnvironmentProblem, match=r"one of the ranks of job 12_0: 0 to 3\n  give one of them with --rank"
+    ):
+        log_of(workspace, "tiny", "train", None, 7)
+    (folder / "12_0_2_log.err").unlink()
+    with pytest.raises(EnvironmentProblem, match=r"of job 12_0: 0, 1, 3\n"):
+        log_of(workspace, "tiny", "train", None, 2)
+    assert log_of(workspace, "tiny", "train", None, 3) == folder / "12_0_3_log.err"
 
 
 def test_where_slurm_does_not_answer_nothing_is_known_but_what_was_left(workspace, monkeypatch):

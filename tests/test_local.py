@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from mistral.errors import Findings, Stopped
+from mistral.errors import DeadRank, Findings, LostRanks, MistralError, Stopped
 from pipeline import local
-from pipeline.train import report_ranks
+from pipeline.train import lost_connections_told, report_ranks
 
 
 def gone(pid: int) -> bool:
@@ -83,13 +83,21 @@ def test_a_signal_that_comes_while_ranks_are_started_stops_all_of_them(tmp_path,
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
 
 
+ENDED_HERE = local.End(-signal.SIGKILL, killed_here=True)
+
+
 @pytest.mark.parametrize(
-    ("codes", "outcome"),
-    [([75, 75], Stopped), ([75, 1], Stopped), ([-9, 75], Stopped), ([75, 3], Findings), ([1, -9], Findings)],
+    ("ends", "outcome"),
+    [
+        ([local.End(75), local.End(LostRanks.exit_code)], Stopped),
+        ([ENDED_HERE, local.End(75)], Stopped),
+        ([local.End(75), local.End(3)], Findings),
+        ([local.End(75), local.End(-9)], DeadRank),
+    ],
 )
-def test_ranks_that_lose_one_that_was_stopped_are_stopped_and_did_not_fail(codes, outcome):
+def test_ranks_that_lose_one_that_was_stopped_are_stopped_and_did_not_fail(ends, outcome):
     with pytest.raises(outcome):
-        report_ranks("alias-tiny-x21", codes)
+        report_ranks("alias-tiny-x21", ends)
 
 
 def test_a_signal_that_comes_as_the_last_rank_ends_is_not_lost(monkeypatch):
@@ -105,6 +113,34 @@ def test_a_flag_is_up_from_the_start_if_a_signal_came_before(monkeypatch):
     flag = local.StopFlag()
     flag.restore()
     assert flag()
+
+
+@pytest.mark.parametrize(
+    ("fates", "kind", "told"),
+    [
+        (["sys.exit(76)", "os.kill(os.getpid(), 9)"], DeadRank, "rank 1 was killed by signal 9 (out of memory?);"),
+        (["time.sleep(60)", "os.kill(os.getpid(), 9)"], DeadRank, "rank 1 was killed by signal 9 (out of memory?);"),
+        (["sys.exit(76)", "time.sleep(60)"], DeadRank, "rank 1 did not answer the others, and was ended;"),
+        (["sys.exit(76)", "sys.exit(1)"], MistralError, "rank 1 failed with exit code 1;"),
+        (["sys.exit(76)", "sys.exit(3)"], Findings, "rank 1 failed with exit code 3;"),
+        (["sys.exit(75)", "sys.exit(75)"], Stopped, "stopped with everything saved"),
+    ],
+)
+def test_the_rank_that_ended_first_is_named_and_not_those_that_lost_it(monkeypatch, fates, kind, told):
+    monkeypatch.setattr(local, "PATIENCE_AFTER_FAILURE_SECONDS", 0.2)
+    script = f"import os, sys, time\nexec({fates!r}[int(os.environ['RANK'])])"
+    ends = local.run_ranks([sys.executable, "-c", script], local.rank_environments(2))
+    with pytest.raises(MistralError) as caught:
+        report_ranks("alias-tiny-x21", ends)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"alias-tiny-x21: {told}")
+
+
+def test_what_gloo_says_of_a_lost_rank_has_no_pictures():
+    with pytest.raises(LostRanks) as caught, lost_connections_told(0):
+        raise RuntimeError("\U0001f6a8 [pair.cc:547] Connection closed by peer \u26a0\nmore")
+    assert str(caught.value).isascii()
+    assert "Connection closed by peer" in str(caught.value)
 
 
 def test_a_process_that_has_trained_ends_with_its_code_and_takes_no_interpreter_down(tmp_path):

@@ -56,6 +56,33 @@ def test_every_shell_script_stops_at_the_first_failure():
     assert ROOT / ".ci" / "run" in scripts
 
 
+@pytest.mark.parametrize("command", ["start", "stop", "status", "env"])
+def test_the_development_cluster_takes_no_folder_that_others_own_or_may_write_into(tmp_path, command):
+    def refusal(folder: Path) -> str:
+        line = [ROOT / "slurm" / "devcluster.sh", command]
+        environment = {**os.environ, "DEVCLUSTER_DIR": str(folder), "DEVCLUSTER_NAME": "none"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stdout
+        return done.stderr
+
+    for number, mode in enumerate((0o777, 0o1777, 0o775)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        folder.chmod(mode)
+        assert f"{folder}: found mode {mode:o}, expected a folder that only its owner may write into" in refusal(folder)
+    file = tmp_path / "file"
+    file.touch()
+    assert "expected a folder" in refusal(file)
+    if os.geteuid() == 0:  # only root can make what is another user's
+        foreign, link = tmp_path / "foreign", tmp_path / "link"
+        foreign.mkdir()
+        link.symlink_to(tmp_path / "nowhere")
+        for path in (foreign, link):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+            assert f"{path}: found a folder or link of user nobody, expected none or our own" in refusal(path)
+        assert list(foreign.iterdir()) == []
+
+
 def test_the_readme_names_every_module_and_nothing_that_is_not_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set()

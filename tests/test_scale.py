@@ -11,7 +11,7 @@ from submitit.core.utils import DelayedSubmission
 from mistral.dataset import unit_names
 from mistral.manifest import Manifest
 from pipeline.status import run_names
-from slurm.history import LOOK_BACK
+from slurm.history import LOOK_BACK, SHOWN
 
 ROOT = Path(__file__).parent.parent
 RUNS = 2
@@ -65,13 +65,13 @@ def make(large, folder: Path, *, units: int, schedule: str, submissions: int, ta
     return made
 
 
-def operations(made, *arguments: str) -> dict[str, int]:
-    """How often `status` looks into the file system, by kind; it asks Slurm once."""
+def operations(made, *arguments: str, asks: tuple[str, ...] = ("squeue",)) -> dict[str, int]:
+    """How often `status` looks into the file system, by kind; it asks Slurm once, and the accounting where it must."""
     (made.state / "calls").unlink(missing_ok=True)
     named = [str(made.folder / word) if word.endswith(".yaml") else word for word in arguments]
     line = [sys.executable, "-c", COUNT, str(made.folder), "status", *named, "--workspace", str(made.workspace.root)]
     done = subprocess.run(line, env=made.environment(), capture_output=True, text=True, check=True, cwd=ROOT)
-    assert (made.state / "calls").read_text().split() == ["squeue"]
+    assert (made.state / "calls").read_text().split() == list(asks)
     counts: dict[str, int] = json.loads(done.stderr.splitlines()[-1])
     return counts
 
@@ -104,8 +104,9 @@ def test_the_large_workspaces_are_as_large_as_they_should_be(few, many):
 def test_a_look_costs_the_same_however_much_is_recorded(few, many, arguments):
     told = operations(many, *arguments)
     assert told == operations(few, *arguments)
-    submissions = 2 * LOOK_BACK if "--set" in arguments else 0  # where no job of the experiment is found
-    assert told["open"] <= 4 + 4 * RUNS + submissions
+    # All newest submissions are read where no job of the experiment is found, or where any experiment's jobs count.
+    submissions = 2 * LOOK_BACK if "--set" in arguments else 0 if arguments else LOOK_BACK
+    assert told["open"] <= 6 + 4 * RUNS + submissions
     assert told["os.listdir"] + told["os.scandir"] <= 6 + 6 * RUNS
     assert sum(told.values()) <= 40 + 40 * RUNS + submissions
 
@@ -117,6 +118,26 @@ def test_a_look_at_thousands_of_tasks_in_the_queue_reads_one_file_for_each_array
     told = operations(many, "large.yaml")
     assert told == operations(few, "large.yaml")
     assert told["open"] == before["open"] + 2
+
+
+def test_a_look_at_thousands_of_failures_asks_twice_and_reads_a_few_of_their_files(few, many):
+    for made in (few, many):
+        (made.state / "queue").unlink(missing_ok=True)
+        jobs = sorted((made.workspace.root / "jobs" / "preprocess").glob("*/job.json"))
+        numbers = [json.loads(path.read_bytes())["job"] for path in jobs]
+        lines = [f"{number}_{index}|FAILED|127:0" for number in numbers for index in range(1001)]
+        (made.state / "ended").write_text("\n".join(lines) + "\n")
+        [seal] = made.workspace.manifest().glob("preprocess/*/dataset.json")
+        seal.rename(made.folder / "dataset.json")
+    try:
+        told = operations(many, "large.yaml", asks=("squeue", "sacct"))
+        assert told == operations(few, "large.yaml", asks=("squeue", "sacct"))
+        assert sum(told.values()) <= 60 + 40 * RUNS + 6 * SHOWN
+    finally:
+        for made in (few, many):
+            (made.state / "ended").unlink()
+            [dataset] = made.workspace.manifest().glob("preprocess/*")
+            (made.folder / "dataset.json").rename(dataset / "dataset.json")
 
 
 def test_thousands_of_tasks_are_submitted_once_and_seen_together(large, tmp_path):

@@ -11,11 +11,12 @@ import pytest
 from fake_slurm import FakeSlurm, slurm  # noqa: F401  a fixture
 
 from mistral.errors import EnvironmentProblem, Findings
+from mistral.kinds import kind_of
 from mistral.manifest import Manifest, make_record
 from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline import options
-from slurm import follow, held, lock, outcome, plans, queue
+from slurm import follow, held, lock, missing, plans, queue
 
 # ruff: noqa: F811  pytest's way of asking for a fixture
 ALIAS, BATTLESTAR = "alias-tiny-x21", "battlestar-tiny-x49"
@@ -119,7 +120,8 @@ def context(slurm: FakeSlurm):
 
 def record(slurm: FakeSlurm, *names: tuple[str, ...]) -> None:
     for stage, *key in names:
-        record = make_record(f"{stage}/x", tuple(key), config="", inputs={}, files=[], facts={})
+        kind = kind_of(stage, tuple(key)).name
+        record = make_record(kind, tuple(key), config="", inputs={}, files=[], facts={})
         Manifest(Workspace(slurm.workspace)).publish(record)
 
 
@@ -136,7 +138,7 @@ def test_what_is_left_of_an_export_that_ended_well_is_told_by_its_checkpoints(sl
         (folder / label).mkdir(parents=True, exist_ok=True)
         (folder / label / name).write_text(json.dumps(told | {"reason": "NonFiniteLoss: step 7"}))
     with pytest.raises(Findings) as told:
-        outcome.refuse_missing(context(slurm), ("train", "export"), plans.Choice())
+        missing.refuse_missing(context(slurm), ("train", "export"), plans.Choice())
     assert str(told.value).splitlines()[1:] == [
         f"  train {BATTLESTAR}: NonFiniteLoss: step 7",
         f"  export task 0 of 2: {ALIAS}/checkpoint-0, {ALIAS}/checkpoint-2, {ALIAS}/checkpoint-4 and 2 more are "
@@ -152,7 +154,7 @@ def test_a_task_without_a_reason_is_told_with_its_job_and_where_to_look(slurm: F
     (slurm.workspace / "jobs" / "attempts" / "11_0").mkdir(parents=True)
     (slurm.workspace / "jobs" / "attempts" / "11_0" / "0000.begin").write_text("{}")
     with pytest.raises(Findings) as told:
-        outcome.refuse_missing(context(slurm), ("train",), plans.Choice())
+        missing.refuse_missing(context(slurm), ("train",), plans.Choice())
     assert f"train {ALIAS}: job 11_0 ended without a reason of its own, as one that is killed; see: mist" in str(
         told.value
     )

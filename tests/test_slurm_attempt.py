@@ -1,18 +1,19 @@
 """Attempts of a task in a Slurm job: counted, bounded, and their reasons kept; who owns a run."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped, StorageError
 from mistral.lease import superseded_by
 from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline import local
-from slurm import attempt, queue
+from slurm import attempt, culprit, queue
 from slurm.history import past_of
 
 GOAL = attempt.Goal("train", (("run", "state"),), 2)
@@ -59,10 +60,10 @@ def link(job, monkeypatch):
     return start
 
 
-def do(workspace: Workspace, error: BaseException | None = None, *signals: str) -> None:
+def do(workspace: Workspace, error: BaseException | None = None, *signals: str, ranks: int = 1) -> None:
     """One attempt that ends with an error."""
     try:
-        with attempt.attempt(workspace, GOAL):
+        with attempt.attempt(workspace, dataclasses.replace(GOAL, ranks=ranks)):
             local.RECEIVED.extend(signals)
             if error:
                 raise error
@@ -101,12 +102,125 @@ def test_a_task_that_was_told_to_leave_is_left(job, tmp_path, signals):
     assert requeued == []
 
 
-def test_a_rank_that_lost_one_that_was_killed_runs_the_task_again(job, tmp_path):
+KILLED = "srun: error: n2: task 1: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=15.0\n"
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """The log of the job, which is the stderr of its batch script: gives a function that adds to it."""
+    path = tmp_path / "12_3_0_log.err"
+    path.write_text("python said: srun: error: nothing\n")
+    with path.open("rb") as file:
+        monkeypatch.setattr(culprit, "STDERR", file.fileno())
+        yield lambda text: path.write_text(path.read_text() + text)
+
+
+def why(workspace: Workspace, code: int, kind: type[MistralError] = Stopped) -> str:
+    """What the stop file says after the batch script has looked at the step's exit code."""
+    with pytest.raises(kind):
+        attempt.again(workspace, code)
+    [*_, last] = sorted((workspace.root / "jobs/attempts/12_3").glob("*.end"))
+    told = json.loads(last.read_bytes())
+    assert told["code"] == (None if kind is Stopped else kind.exit_code)
+    return str(told["reason"])
+
+
+@pytest.mark.parametrize(
+    ("error", "signals"),
+    [
+        (LostRanks("rank 0 lost the other ranks: one died, or tells why (Connection reset by peer)"), []),
+        (Stopped("stopped by a signal while the ranks waited for each other"), ["SIGTERM"]),
+        (RuntimeError("NCCL communicator was aborted"), []),
+        (None, []),
+    ],
+)
+def test_a_rank_that_was_killed_is_named_and_not_the_first_survivor(job, tmp_path, log, error, signals):
     requeued, workspace = job(0), Workspace(tmp_path)
-    do(workspace, LostRanks("rank 1 lost the other ranks"))
-    with pytest.raises(Stopped, match=r"lost the other ranks\n  it waits to run again"):
-        attempt.again(workspace, 137)
+    do(workspace, error, *signals)
+    log("srun: error: n1: task 0: Exited with exit code 76\n" + KILLED)  # the kernel takes its time with memory
+    assert why(workspace, 137) == "rank 1 was killed by signal 9 (out of memory?) on node n2"
     assert requeued == ["12_3"]
+    assert "killed by signal 9" in past_of(workspace, "12_3", "12_3").reason
+
+
+def test_the_first_of_many_ranks_is_named_and_not_those_that_srun_ended(job, tmp_path, log):
+    workspace = Workspace(tmp_path)
+    job(0)
+    do(workspace, LostRanks("rank 3 lost the other ranks"))
+    log(
+        "srun: error: n1: tasks 4-7: Terminated\nsrun: error: n1: tasks 2-3: Segmentation fault (core dumped)\n"
+        "srun: error: n2: tasks 8,11: Killed\n"
+    )
+    assert why(workspace, 143) == "ranks 2-3 were killed by signal 11 on node n1"
+    job(1)
+    do(workspace, LostRanks("rank 3 lost the other ranks"))
+    log("Stopped: Slurm job 12_3: ranks 2-3 were killed\n  it waits\nsrun: error: n3: task 9: Out Of Memory\n")
+    verdict = why(workspace, 137, Findings)
+    assert "the last reason: rank 9 was killed by signal 9 (out of memory?) on node n3" in verdict
+
+
+def test_a_rank_that_fails_by_itself_is_believed_before_those_that_lost_it(job, tmp_path, log):
+    workspace = Workspace(tmp_path)
+    job(0)
+    do(workspace, LostRanks("rank 0 lost the other ranks"))  # which it says first
+    do(workspace, Stopped("stopped by SIGTERM"), "SIGTERM")
+    do(workspace, ConfigError("rank 1: no such GPU"))
+    do(workspace, LostRanks("rank 2 lost the other ranks"))
+    do(workspace, OSError("rank 3: another one"))
+    log("srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Killed\n")
+    assert why(workspace, 137, MistralError) == "ConfigError: rank 1: no such GPU"
+    assert [path.name for path in sorted((tmp_path / "jobs/attempts/12_3").iterdir())] == ["0000.begin", "0000.end"]
+
+
+def test_a_rank_that_left_without_a_stop_file_is_the_culprit(job, tmp_path, log):
+    job(0)
+    do(Workspace(tmp_path), LostRanks("rank 0 lost the other ranks"))
+    log("srun: error: n1: task 0: Exited with exit code 76\nsrun: error: n2: task 1: Exited with exit code 5\n")
+    assert why(Workspace(tmp_path), 76) == "rank 1 on node n2 left with exit code 5 and gave no reason"
+
+
+def test_a_rank_that_hung_is_not_told_as_out_of_memory(job, tmp_path, log):
+    """srun kills it once the others have lost patience."""
+    job(0)
+    do(Workspace(tmp_path), LostRanks("rank 1 lost the other ranks (Timed out waiting 900000ms for recv operation)"))
+    log("srun: error: n2: task 1: Exited with exit code 76\nsrun: error: n1: task 0: Killed\n")
+    assert why(Workspace(tmp_path), 137) == "rank 0 on node n1 did not answer the others, and was ended by signal 9"
+
+
+def test_where_the_log_is_no_file_the_exit_code_says_what_it_can(job, tmp_path, monkeypatch):
+    descriptor, other = os.pipe()
+    monkeypatch.setattr(culprit, "STDERR", descriptor)
+    requeued, workspace = job(0), Workspace(tmp_path)
+    do(workspace, LostRanks("rank 1 lost the other ranks"), ranks=2)
+    told = why(workspace, 137)
+    assert told == "its step ended with exit code 137: a rank was killed by signal 9 (out of memory?)"
+    assert requeued == ["12_3"]
+    save_state(workspace, "step-00000001")
+    job(1)
+    do(workspace, LostRanks("rank 1 lost the other ranks"), ranks=2)
+    assert why(workspace, 76) == "LostRanks: rank 1 lost the other ranks"
+    for end in (descriptor, other):
+        os.close(end)
+
+
+def test_the_stop_file_says_what_was_recorded_by_then(job, tmp_path, log):
+    workspace = Workspace(tmp_path)
+    job(0)
+    save_state(workspace, "step-00000001")
+    do(workspace, LostRanks("rank 1 lost the other ranks"))
+    path = tmp_path / "jobs/attempts/12_3/0000.end"
+    assert json.loads(path.read_bytes())["progress"] == "1:step-00000001"
+    save_state(workspace, "step-00000002")
+    log(KILLED)
+    why(workspace, 137)
+    assert json.loads(path.read_bytes())["progress"] == "2:step-00000002"
+
+
+def test_a_stop_file_that_cannot_be_written_hides_no_error(job, tmp_path, monkeypatch):
+    job(0)
+    monkeypatch.setattr(attempt.Attempt, "end", lambda *_: (_ for _ in ()).throw(StorageError("no space left")))
+    with pytest.raises(OSError, match="what hit the task"), attempt.attempt(Workspace(tmp_path), GOAL):
+        raise OSError("what hit the task")
 
 
 def test_a_task_that_gave_way_in_order_runs_again(job, tmp_path, monkeypatch):

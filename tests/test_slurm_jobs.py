@@ -246,6 +246,29 @@ def test_where_slurm_does_not_answer_nothing_is_submitted_and_nothing_is_called_
     call(tiny, "cancel")
 
 
+def test_a_job_whose_python_is_not_there_is_failed_with_slurms_words_and_its_log(cluster: DevCluster, tiny: Path):
+    write_cluster(tiny)
+    text = (tiny / "jobs.yaml").read_text()
+    (tiny / "jobs.yaml").write_text(text.replace("executor: slurm", "executor: slurm\npython: /nonexistent"))
+    [row] = json.loads(call(tiny, "preprocess", "--json"))
+    wait_until(lambda: not jobs_of(tiny), "the end of the job")
+
+    def told() -> list[dict]:
+        return [task for task in json.loads(call(tiny, "status", "--json"))["tasks"] if task["state"] != "unknown"]
+
+    wait_until(told, "the accounting of the job", 30)
+    [task] = told()
+    assert (task["stage"], task["name"], task["job"], task["state"]) == (
+        "preprocess",
+        "task 1 of 2",
+        row["job"],
+        "failed",
+    )
+    assert task["reason"].startswith("Slurm says FAILED, exit code 127 (no such command")
+    assert "/nonexistent" in Path(task["log"]).read_text()
+    assert "preprocess task 1 of 2: failed" in call(tiny, "status")
+
+
 def test_the_sbatch_scripts_give_the_same_bits(cluster: DevCluster, tiny: Path, undisturbed: dict[str, str]):
     write_cluster(tiny)
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -49,6 +49,7 @@ class Scene:
     workspace: Path
     cluster_file: Path
     job: str = ""
+    killed: str = ""  # which rank was, as it should be told
 
     def command(self, name: str, *arguments: str, at: Path | None = None) -> list[str]:
         """The real command line."""
@@ -212,6 +213,11 @@ def kill_a_rank(scene: Scene) -> None:
     scene.wait_for_step(30)
     ranks = processes_of(scene)
     assert len(ranks) == 2
+    words = Path(f"/proc/{ranks[-1]}/environ").read_text().split("\0")
+    where = dict(word.split("=", 1) for word in words if word.startswith("SLURM"))
+    scene.killed = (
+        f"rank {where['SLURM_PROCID']} was killed by signal 9 (out of memory?) on node {where['SLURMD_NODENAME']}"
+    )
     os.kill(ranks[-1], signal.SIGKILL)
 
 
@@ -355,7 +361,7 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_last_state
     scene = scenes("rank")
     scene.finish()
     assert scene.attempts() == 2
-    assert [end["code"] for end in scene.ends()] == [None]
+    assert [(end["code"], end["reason"]) for end in scene.ends()] == [(None, scene.killed)]
     assert scene.result() == undisturbed(2)
 
 

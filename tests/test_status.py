@@ -1,13 +1,16 @@
 """status tells how far each run is from names of records and the end of its metrics."""
 
 import json
+import os
+import time
 
 import pytest
 
 from mistral.lease import acquire
 from mistral.manifest import Manifest
+from pipeline.jobs import Job, Jobs, Past, queue_lines
 from pipeline.local import process_owner
-from pipeline.status import Job, Jobs, Past, last_step, queue_lines, status
+from pipeline.status import last_step, read_tail, status
 
 
 def log(trained, run: str, steps: int, rest: str = "") -> None:
@@ -124,6 +127,50 @@ def test_a_damaged_end_of_the_metrics_is_no_crash(trained, line):
     assert row.state == "stopped"
 
 
+def hang(trained, run: str, seconds: float) -> None:
+    """Let the last step of a run be so old."""
+    past = time.time() - seconds
+    os.utime(trained.workspace.metrics(run), (past, past))
+
+
+@pytest.mark.parametrize(
+    ("usual", "age", "stale"),
+    [(2.0, 59, False), (2.0, 61, True), (30.0, 140, False), (30.0, 160, True), (None, 61, True)],
+)
+def test_a_run_that_hangs_looks_hung(trained, usual, age, stale):
+    """Its state is that of a run which works; the age of its last step tells, and its rate is no rate of now."""
+    run = trained.train("alias", [0, 2])
+    acquire(trained.workspace.run(run), process_owner(), lambda _: False)
+    log(trained, run, 3)
+    path = trained.workspace.metrics(run)
+    if usual is not None:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["timing"]["seconds"] = usual
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    hang(trained, run, age)
+    report = status(trained.experiment, trained.workspace)
+    row = report.to_json()["runs"][0]
+    assert (row["state"], row["step"], row["loss"]) == ("running", 3, 5.97)
+    assert age <= row["step_age_seconds"] < age + 20
+    assert (row["tokens_per_second"], row["eta_seconds"]) == ((None, None) if stale else (32.0, 2.0))
+    assert f" {row['step_age_seconds']:.0f} s " in report.as_table()
+
+
+def test_a_complete_run_keeps_its_rate_and_has_no_age(trained):
+    run = trained.train("alias")
+    hang(trained, run, 86_400)
+    row = status(trained.experiment, trained.workspace).runs[0]
+    assert (row.state, row.step_age_seconds, row.tokens_per_second) == ("complete", None, 128.0)
+
+
+def test_the_age_of_a_step_costs_no_look_at_the_file_system(trained, monkeypatch):
+    run = trained.train("alias", [0, 2])
+    log(trained, run, 3)
+    monkeypatch.setattr(os, "stat", lambda *given, **more: pytest.fail("the open file says it"))
+    assert read_tail(trained.workspace.metrics(run)).age_seconds is not None
+
+
 # --- jobs -------------------------------------------------------------------------------------------------------
 
 RUN = "alias-tiny-x21"
@@ -145,7 +192,7 @@ def job(state: str, reason: str = "None", stage: str = "train", name: str = RUN)
         (Jobs(past={RUN: Past("12_0", 2, 3, "found 2 attempts\nin a row")}), "failed", "found 2 attempts\nin a row"),
         (Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "failed", "ConfigError: no"),
         (Jobs(past={RUN: Past("12_0", 1, 75, "Stopped: saved")}), "stopped", "Stopped: saved"),
-        (Jobs(past={RUN: Past("12_0", 1, None, "OSError")}), "stopped", "OSError"),
+        (Jobs(past={RUN: Past("12_0", 1, None, "OSError")}), "failed", "OSError"),
         (Jobs(past={RUN: Past("12_0", 1, None, "")}), "stopped", None),
         (Jobs(None, past={RUN: Past("12_0", 1, 1, "ConfigError: no")}), "unknown", None),
         (Jobs(None), "stopped", None),  # it was never submitted
@@ -166,7 +213,7 @@ def test_a_run_that_has_not_begun_is_told_with_its_job(trained):
 
     assert told(Jobs([job("pending", "Dependency")])) == ("queued", "Dependency")
     assert told(Jobs(past={RUN: Past("12_0", 1, 1, "ConfigError: no")})) == ("failed", "ConfigError: no")
-    assert told(Jobs(past={RUN: Past("12_0", 1, None, "it was killed")})) == ("not started", "it was killed")
+    assert told(Jobs(past={RUN: Past("12_0", 1, None, "it was killed")})) == ("failed", "it was killed")
 
 
 def test_a_job_owns_its_run_while_it_runs(trained):
