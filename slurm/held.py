@@ -12,7 +12,6 @@ from slurm import queue
 from slurm.submissions import Active
 
 RELEASES = 3  # of a job
-WAITS = ("PENDING", "COMPLETING")  # a copy of the job may still be ending
 
 
 def release(tasks: Iterable[Active], progress: Progress, told: set[str] | None = None) -> list[Active]:
@@ -28,8 +27,8 @@ def release(tasks: Iterable[Active], progress: Progress, told: set[str] | None =
     """
     told, given_up = set() if told is None else told, []
     for task in tasks:
-        who = queue.held_by(task.job.reason) if task.job.state in WAITS else None
-        if who is None:
+        who = queue.held_by(task.job.reason)
+        if who is None or task.job.state == "RUNNING":
             continue
         found = f"{task.submission.stage} {task.name}: job {task.job.label} is held by {who} ({task.job.reason})"
         command = queue.release_line(task.job.label, task.job.reason)
