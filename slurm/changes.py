@@ -17,10 +17,13 @@ Values = dict[str, Any]  # by dotted key
 # Keys of the cluster file that decide no job: its name, and into how many tasks a stage is cut, which is in the name of
 # each task.
 UNUSED = {"name", "executor", "stages"}
+WORKING = ("RUNNING", "COMPLETING", "SUSPENDED")
 
 
 def refuse(context: Context, there: Sequence[Active], wanted: Collection[str], flags: Sequence[str]) -> None:
-    """Refuse to attach to jobs whose values differ from those of now.
+    """Refuse to attach to tasks whose values differ from those of now.
+
+    A task that runs keeps the resources that it has: where only the cluster file changed, that is said and no more.
 
     Args:
         context: the configs of now.
@@ -33,28 +36,32 @@ def refuse(context: Context, there: Sequence[Active], wanted: Collection[str], f
         ConfigError: names the first job that differs, the values, and what to do.
     """
     for submission, tasks in by_submission(there):
-        ours = submission.stage != "train" or any(task.name in wanted for task in tasks)
-        if lines := differences(context, submission, flags, ours=ours):
-            raise ConfigError(_refusal(context, tasks, lines))
+        ours = [task for task in tasks if task.name in wanted or submission.stage != "train"]
+        waiting = [task for task in ours if task.job.state not in WORKING]
+        work = _of_work(context, submission, flags, shared=not ours)
+        resources = _of_resources(context, submission) if ours else []
+        if work or (resources and waiting):
+            affected = (ours or tasks) if work else waiting
+            raise ConfigError(_refusal(context, affected, [*work, *resources]))
+        if resources:
+            job = ours[0].job.label.partition("_")[0]
+            context.progress.say(f"{submission.stage}: job {job} runs on with former values: {'; '.join(resources)}")
 
 
-def differences(context: Context, submission: Submission, flags: Sequence[str], *, ours: bool) -> list[str]:
-    """`training.max_steps: was 40, is 80`: what a submission was made with, and what the command says now.
-
-    Args:
-        context: the configs of now.
-        submission: one of the same stage.
-        flags: more words of the command line of each task.
-        ours: whether its tasks are asked for, or only belong to the same experiment.
-    """
-    then = load_experiment(str(submission.folder / "experiment.yaml"))
-    if not ours:
-        return _differ(_flat(then.shared_sections()), _flat(context.experiment.shared_sections()))
-    stage, cluster = submission.stage, load_cluster(str(submission.folder / "cluster.yaml"))
-    lines = _differ(of_experiment(then, stage), of_experiment(context.experiment, stage))
-    lines += _differ(of_cluster(cluster, stage), of_cluster(context.cluster, stage), "cluster file: ")
+def _of_work(context: Context, submission: Submission, flags: Sequence[str], *, shared: bool) -> list[str]:
+    """`training.max_steps: was 40, is 80`: what the tasks of a submission do, and what they would do now."""
+    then, now, stage = load_experiment(str(submission.folder / "experiment.yaml")), context.experiment, submission.stage
+    if shared:
+        return _differ(_flat(then.shared_sections()), _flat(now.shared_sections()))
     added = [flag for flag in flags if flag not in submission.flags]  # a job may have more than is asked for
-    return lines + [f"{flag}: was not given, is given" for flag in added if stage == "train"]
+    lines = [f"{flag}: was not given, is given" for flag in added if stage == "train"]
+    return _differ(of_experiment(then, stage), of_experiment(now, stage)) + lines
+
+
+def _of_resources(context: Context, submission: Submission) -> list[str]:
+    """`cluster file: account: was physics, is biology`: with what a submission was made, and what is said now."""
+    then, stage = load_cluster(str(submission.folder / "cluster.yaml")), submission.stage
+    return _differ(of_cluster(then, stage), of_cluster(context.cluster, stage), "cluster file: ")
 
 
 def of_experiment(experiment: Experiment, stage: str) -> Values:

@@ -12,40 +12,47 @@ from slurm import queue
 from slurm.submissions import Active
 
 RELEASES = 3  # of a job
-WAITS = ("PENDING", "COMPLETING")  # a copy of the job may still be ending
 
 
 def release(tasks: Iterable[Active], progress: Progress, told: set[str] | None = None) -> list[Active]:
-    """Release the tasks that Slurm holds, and say so.
+    """Release the tasks that Slurm holds, and say so; a line for all tasks of a job to which the same happens.
 
     Args:
         tasks: tasks of this workspace, as squeue showed them.
-        progress: receives a line for each that is held.
+        progress: receives the lines.
         told: lines that were said before and are not said again; grows.
 
     Returns:
         the tasks that Slurm holds and that were released too often.
     """
-    told, given_up = set() if told is None else told, []
+    told = set() if told is None else told
+    given_up: list[Active] = []
+    groups: dict[tuple[str, str, str], list[Active]] = {}
     for task in tasks:
-        who = queue.held_by(task.job.reason) if task.job.state in WAITS else None
-        if who is None:
+        who = queue.held_by(task.job.reason)
+        if who is None or task.job.state == "RUNNING":
             continue
-        found = f"{task.submission.stage} {task.name}: job {task.job.label} is held by {who} ({task.job.reason})"
-        command = queue.release_line(task.job.label, task.job.reason)
-        if who != "Slurm":
-            line = f"{found} and is left alone; to let it run: {command}"
-        elif number := _count(task):
-            objection = queue.release(task.job.label)
-            line = f"{found}; released it, {number} of {RELEASES} times"
-            line = f"{found}; it cannot be released: {objection}" if objection else line
-        else:
-            given_up.append(task)
-            line = f"{found} and was released {RELEASES} times; find out why (scontrol show job), then: {command}"
+        outcome = "left alone; to let it run"
+        if who == "Slurm":
+            number = _count(task)
+            outcome = _release(task, number) if number else f"released {RELEASES} times; find out why, then"
+            given_up += [] if number else [task]
+        job = task.job.label.partition("_")[0]
+        groups.setdefault((job, f"is held by {who} ({task.job.reason})", outcome), []).append(task)
+    for (job, state, outcome), some in groups.items():
+        name, label = (some[0].name, some[0].job.label) if len(some) == 1 else (f"{len(some)} tasks", job)
+        advice = "" if outcome.endswith("times") else f": {queue.release_line(label, some[0].job.reason)}"
+        line = f"{some[0].submission.stage} {name}: job {label} {state}; {outcome}{advice}"
         if line not in told:
             progress.say(line)
         told.add(line)
     return given_up
+
+
+def _release(task: Active, number: int) -> str:
+    """Release a task for the nth time; returns what came of it."""
+    objection = queue.release(task.job.label)
+    return f"it cannot be released ({objection})" if objection else f"released it, {number} of {RELEASES} times"
 
 
 def _count(task: Active) -> int:

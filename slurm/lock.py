@@ -31,14 +31,18 @@ def alone(workspace: Workspace) -> Iterator[None]:
     folder = jobs_folder(workspace, "train").parent
     descriptor = os.open(folder / ".submitting", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        with _lease(workspace, folder / ".submitting.leases") if _cannot_lock(descriptor, workspace) else _nothing():
+        with contextlib.nullcontext() if _is_locked(descriptor, workspace) else _lease(workspace, folder):
             yield
     finally:
         os.close(descriptor)
 
 
-def _cannot_lock(descriptor: int, workspace: Workspace) -> bool:
-    """Take the kernel's lock; True if the file system has none."""
+def _is_locked(descriptor: int, workspace: Workspace) -> bool:
+    """Take the kernel's lock; False if the file system has none.
+
+    Raises:
+        EnvironmentProblem: another process has it.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -49,15 +53,13 @@ def _cannot_lock(descriptor: int, workspace: Workspace) -> bool:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        return True
-    return False
-
-
-_nothing = contextlib.nullcontext
+        return False
+    return True
 
 
 @contextlib.contextmanager
-def _lease(workspace: Workspace, folder: Path) -> Iterator[None]:
+def _lease(workspace: Workspace, jobs: Path) -> Iterator[None]:
+    folder = jobs / ".submitting.leases"
     make_folder(folder)
     try:
         held = lease.acquire(folder, local.process_owner(), local.is_alive)

@@ -67,10 +67,7 @@ def test_the_same_command_releases_what_slurm_holds_a_bounded_number_of_times(sl
         assert f"train {BATTLESTAR}: job 11_1 is held by Slurm ({LAUNCH}); released it, {number} of 3 times" in said
         assert "11_1|PENDING|Priority|" in slurm.queue()[1]
     hold(slurm, "11_1", LAUNCH)
-    assert (
-        "was released 3 times; find out why (scontrol show job), then: scontrol release 11_1"
-        in slurm.call("train").stderr
-    )
+    assert "released 3 times; find out why, then: scontrol release 11_1" in slurm.call("train").stderr
     assert f"11_1|PENDING|{LAUNCH}|" in slurm.queue()[1]
     hold(slurm, "11_0", "JobHoldMaxRequeue")  # each job has a count of its own
     slurm.change(lambda text: text.replace("11_0|PENDING", "11_0|COMPLETING"))  # a copy of it is still ending
@@ -83,8 +80,12 @@ def test_what_a_person_holds_is_left_alone_and_told(slurm: FakeSlurm, reason):
     hold(slurm, "11_0", reason)
     before = slurm.queue()
     said = slurm.call("train").stderr
-    assert f"job 11_0 is held by a person ({reason}) and is left alone; to let it run: scontrol release 11_0" in said
+    assert f"job 11_0 is held by a person ({reason}); left alone; to let it run: scontrol release 11_0" in said
     assert slurm.queue() == before
+    hold(slurm, "11_1", reason)
+    assert f"train 2 tasks: job 11 is held by a person ({reason}); left alone; to let it run: scontrol release 11" in (
+        slurm.call("train").stderr
+    )
 
 
 def test_waiting_releases_what_slurm_holds_and_ends_where_that_does_not_help(slurm: FakeSlurm, monkeypatch):
@@ -108,7 +109,7 @@ def test_waiting_releases_what_slurm_holds_and_ends_where_that_does_not_help(slu
         follow.follow(Workspace(slurm.workspace), "tiny", heard)
     assert len(polls) == 5
     told = [line.partition("; ")[2].partition(",")[0] for line in heard.lines if "12_1 is held" in line]
-    assert told == ["released it"] * 3 + ["find out why (scontrol show job)"]
+    assert told == ["released it"] * 3 + ["released 3 times; find out why"]
 
 
 # --- what is missing when all jobs have ended -------------------------------------------------------------------

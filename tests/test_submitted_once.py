@@ -166,6 +166,20 @@ def test_another_seed_may_go_to_another_partition_but_not_train_something_else(s
     assert slurm.lines("train", *other)[-1] == f"train: submitted job 12 ({BATTLESTAR})"
 
 
+def test_a_task_that_runs_keeps_its_resources_and_what_changed_is_told(slurm: FakeSlurm):
+    slurm.lines("train")
+    slurm.change(lambda text: text.replace("11_0|PENDING", "11_0|RUNNING"))
+    slurm.edit(slurm.cluster, "account: physics", "account: physics\nexclude: node7")
+    refusal = slurm.refusal("train")
+    assert f"found job 11 ({BATTLESTAR}) in the queue" in refusal
+    assert "--seed battlestar" in refusal
+    slurm.lines("cancel", "--seed", "battlestar")
+    result = slurm.call("train")
+    assert "train: job 11 runs on with former values: cluster file: exclude: was absent, is node7" in result.stderr
+    assert f"train: submitted job 12 ({BATTLESTAR})" in result.stdout
+    assert "was 0.01, is 0.1" in slurm.refusal("train", "--set", "training.learning_rate=0.1")
+
+
 # --- what Slurm refuses -----------------------------------------------------------------------------------------
 
 
