@@ -109,8 +109,8 @@ IMPORTS = {
     "slurm.chain": "",
     "slurm.culprit": "errors pipeline.local",
     "slurm.follow": f"{ALL_OF_MISTRAL} slurm.queue slurm.submissions",
-    "slurm.history": f"{ALL_OF_MISTRAL} pipeline.jobs slurm.outcomes slurm.queue slurm.submissions",
-    "slurm.outcomes": f"{ALL_OF_MISTRAL} slurm.attempt slurm.queue slurm.submissions",
+    "slurm.history": f"{ALL_OF_MISTRAL} pipeline.jobs slurm.endings slurm.queue slurm.submissions",
+    "slurm.endings": f"{ALL_OF_MISTRAL} slurm.attempt slurm.queue slurm.submissions",
     "slurm.plans": f"{ALL_OF_MISTRAL} pipeline.context pipeline.export pipeline.preprocess pipeline.train "
     "slurm.attempt slurm.submit",
     "slurm.queue": "errors",

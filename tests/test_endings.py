@@ -274,16 +274,16 @@ def test_thousands_of_failures_are_few_lines_and_few_files_are_read(site, monkey
     site.submit("export", "12", *[f"task {number} of 1000" for number in range(1000)])
     site.says("sacct", *[f"12_{number}|FAILED|1:0" for number in range(1000)])
     read: list[Path] = []
-    former = history.outcomes.story_of
-    monkeypatch.setattr(history.outcomes, "story_of", lambda folder: read.append(folder) or former(folder))
+    former = history.endings.story_of
+    monkeypatch.setattr(history.endings, "story_of", lambda folder: read.append(folder) or former(folder))
     told = site.look()
     assert len(told["tasks"]) == 1000
     assert len(read) == history.SHOWN
     assert len(site.report.as_table().splitlines()) < 10
 
 
-def test_the_nodes_of_a_job_and_the_line_that_releases_one_are_told(site):
-    held = "launch failed requeued held"
+@pytest.mark.parametrize("held", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
+def test_the_nodes_of_a_job_and_the_line_that_releases_one_are_told(site, held):
     folder = site.submit("train", "12", RUN, "battlestar-tiny-x49")
     site.says("squeue", f"12_0|RUNNING|None|{folder.name}|n[1-2]", f"12_1|PENDING|{held}|{folder.name}|")
     told = site.look()
