@@ -84,7 +84,7 @@ def _look(workspace: Workspace, experiment: str | None, runs: Collection[str]) -
 
 
 def _past(job: Try, story: Story) -> Past:
-    return Past(job.label, story.attempts, story.code, story.reason)
+    return Past(job.label, story.attempts, story.code, story.reason, last_end=str(story.newest_end.get("reason", "")))
 
 
 def _what_has_ended(

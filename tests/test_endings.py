@@ -214,6 +214,21 @@ def test_a_run_that_never_began_is_seen_without_naming_its_experiment(site):
     assert [(one.stage, one.name, one.state) for one in report.tasks] == [("train", RUN, "failed")]
 
 
+def test_a_run_that_works_again_tells_why_its_last_attempt_ended(site):
+    folder = site.submit("train", "12", RUN)
+    killed = "rank 1 was killed by signal 9 (out of memory?) on node n2"
+    site.attempt("12", "0000.begin")
+    site.attempt("12", "0000.end", code=None, reason=killed)
+    site.says("squeue", f"12|PENDING|BeginTime|{folder.name}|")
+    row = site.run()
+    assert (row["state"], row["reason"], row["last_end"]) == ("queued", "BeginTime", killed)
+    site.attempt("12", "0001.begin")
+    site.says("squeue", f"12|RUNNING|None|{folder.name}|n1")
+    row = site.run()
+    assert (row["state"], row["reason"], row["last_end"], row["attempts"]) == ("running", None, killed, 2)
+    assert f"before: {killed}" in site.report.as_table()
+
+
 def test_a_job_between_two_attempts_is_not_called_failed(site):
     """A job that is requeued is out of the queue for a moment."""
     site.submit("train", "12", RUN)
