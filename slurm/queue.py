@@ -9,6 +9,7 @@ from mistral.errors import EnvironmentProblem
 
 ANSWER_SECONDS = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
+TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 # Why squeue says that a job is held, in lower case and without the underscores of newer versions.
 HELD_BY_SLURM = ("launch failed requeued held", "jobholdmaxrequeue")
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
@@ -95,12 +96,13 @@ def accounting(jobs: Sequence[str]) -> dict[str, Ended] | None:
 
 
 def _labels(job: str) -> list[str]:
-    """`12`, `12_3`, or those of `12_[3-5,8%2]`: the tasks of an array that never started are one line."""
+    """`12`, `12_3`, or those of `12_[3-5,8-12:2%2]`: the tasks of an array that never started are one line."""
     number, _, tasks = job.partition("_[")
     if not tasks:
         return [job]
-    ends = [part.partition("-") for part in tasks.partition("%")[0].rstrip("]").split(",")]
-    return [f"{number}_{index}" for low, _, high in ends for index in range(int(low), int(high or low) + 1)]
+    parts = (TASKS.fullmatch(part) for part in tasks.partition("%")[0].rstrip("]").split(","))  # the rest may be `...`
+    ranges = (range(int(m[1]), int(m[2] or m[1]) + 1, int(m[3] or 1)) for m in parts if m)
+    return [f"{number}_{index}" for indices in ranges for index in indices]
 
 
 def states_of(label: str) -> list[str] | None:
