@@ -37,6 +37,7 @@ class Past:
     state: str = ""  # failed, stopped or unknown, of a job that has ended; empty where only code and reason tell
     told_by: str | None = None  # the job with that reason: an older one if this one was cancelled with nothing done
     log: str | None = None  # of that job
+    last_end: str = field(default="", compare=False)  # why the last attempt that has ended did, also while one works
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def queue_lines(jobs: Sequence[Job] | None) -> list[str]:
         return ["", "jobs: unknown, Slurm does not answer"]
     lines: dict[str, list[str]] = {}
     for (stage, state, reason), number in Counter((job.stage, job.state, waits_for(job)) for job in jobs).items():
-        lines.setdefault(stage, []).append(f"{number} {WORDS.get(state, state)}" + (f" ({reason})" if reason else ""))
+        nodes = sorted({job.nodes for job in jobs if (job.stage, job.state) == (stage, state) and job.nodes})
+        where = f" on {', '.join(nodes[:SHOWN])}{', ...' if len(nodes) > SHOWN else ''}" if nodes else ""
+        why = f" ({reason})" if reason else ""
+        lines.setdefault(stage, []).append(f"{number} {WORDS.get(state, state)}{where}{why}")
     counts = [f"{stage} tasks: {', '.join(found)}" for stage, found in lines.items()]
     return ["", *counts, *_release_lines(jobs)] if lines else []
 

@@ -47,6 +47,7 @@ class RunStatus:
     reason: str | None  # why it waits, or why its last attempt ended
     step_age_seconds: float | None = None  # since the last step was logged; None of a complete run
     nodes: str | None = None  # where its job runs
+    last_end: str | None = None  # why the last attempt of its job that has ended did, also while the next one works
     log: str | None = None  # of the job that failed
 
 
@@ -76,7 +77,7 @@ class StatusReport:
                 "weights": f"{run.weights}/{run.scheduled or '?'}",
                 "exported": f"{run.exported}/{run.scheduled or '?'}",
                 "age": None if run.step_age_seconds is None else f"{run.step_age_seconds:.0f} s",
-                "reason": run.reason and run.reason.splitlines()[0][:REASON_LENGTH],
+                "reason": _first_line(run),
             }
             for run in self.runs
         ]
@@ -88,6 +89,13 @@ class StatusReport:
             return []
         planned = "" if self.sealed or self.planned_units is None else f" of {self.planned_units}"
         return [f"{self.dataset}: {self.units}{planned} units, {'whole' if self.sealed else 'unfinished'}"]
+
+
+def _first_line(run: RunStatus) -> str | None:
+    """Why a run does not go on, or why it had to begin again."""
+    before = f"before: {run.last_end}" if run.last_end and run.state == "running" else None
+    text = run.reason or before
+    return text and text.splitlines()[0][:REASON_LENGTH]
 
 
 def status(experiment: Experiment | None, workspace: Workspace, jobs: Jobs | None = None) -> StatusReport:
@@ -142,7 +150,8 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None, jobs
         run, state, step, max_steps, line.get("loss"), rate, eta, len(weights), scheduled,
         len(manifest.names("export", (run,))), None if owner is None else describe(owner),
         past.job if past else None, past.attempts if past else None, _reason(state, jobs, job, past),
-        None if complete else tail.age_seconds, job.nodes or None if job else None, past.log if past else None,
+        None if complete else tail.age_seconds, job.nodes or None if job else None,
+        (past.last_end or None) if past else None, past.log if past else None,
     )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ newest job of each run, and the folders of the first tasks of the other stages t
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 from pipeline.jobs import EndedTask, Job, Jobs, Past
-from slurm import outcomes, queue, submissions
-from slurm.outcomes import Outcome, Story, Try, story_of
+from slurm import endings, queue, submissions
+from slurm.endings import Outcome, Story, Try, story_of
 from slurm.submissions import Active, Submission
 
 LOOK_BACK = 20  # submissions of a stage, the newest first, in which the newest job of a task is looked for
@@ -59,7 +60,9 @@ def look(workspace: Workspace, experiment: str | None, runs: Collection[str]) ->
     """
     try:
         return _look(workspace, experiment, runs)
-    except PermissionError:  # jobs/ is readable by its owner only
+    except PermissionError as error:  # jobs/ is readable by its owner only
+        if not Path(str(error.filename)).is_relative_to(workspace.root / "jobs"):
+            raise
         return Jobs(None, None, visible=False)
 
 
@@ -81,7 +84,7 @@ def _look(workspace: Workspace, experiment: str | None, runs: Collection[str]) -
 
 
 def _past(job: Try, story: Story) -> Past:
-    return Past(job.label, story.attempts, story.code, story.reason)
+    return Past(job.label, story.attempts, story.code, story.reason, last_end=str(story.newest_end.get("reason", "")))
 
 
 def _what_has_ended(
@@ -97,12 +100,12 @@ def _what_has_ended(
     # Runs that never began are no rows of a look at a whole workspace; their jobs are told like other tasks.
     names = dict.fromkeys(chain(runs, *([] if experiment else (one.names for one in book["train"]))))
     jobs = {name: book["train"].tries(name) for name in names if name not in training}
-    trained = {name: told for name, tries in jobs.items() if (told := list(outcomes.stories(tries)))}
+    trained = {name: told for name, tries in jobs.items() if (told := list(endings.stories(tries)))}
     others = {stage: ended_tasks(workspace, book[stage], busy, experiment) for stage in ARRAYS}
     accounting = _ask_accounting(workspace, trained, others)
     past, tasks = {}, []
     for name, told in trained.items():
-        outcome = outcomes.settle(told, accounting, workspace)
+        outcome = endings.settle(told, accounting, workspace)
         if name in runs:
             past[name] = _explained(_past(*told[0]), outcome)
         else:
@@ -165,7 +168,7 @@ def ended_tasks(workspace: Workspace, recorded: Recorded, busy: Busy, experiment
     for submission in recorded:
         every = (submission.experiment,)
         scope = (*every, *submission.flags[2:])  # behind --tasks N
-        if scope not in cuts and every not in cuts and outcomes.is_done(submission, workspace):
+        if scope not in cuts and every not in cuts and endings.is_done(submission, workspace):
             done.add(scope)
         if every in done and experiment is not None:
             break
@@ -186,9 +189,9 @@ def judge_tasks(tasks: Sequence[list[Try]], known: Mapping[str, queue.Ended], wo
         if ended is not None and ended.state == "COMPLETED":
             continue
         if len(rows) < SHOWN:
-            outcome = outcomes.settle(list(outcomes.stories(tries)), known, workspace)
+            outcome = endings.settle(list(endings.stories(tries)), known, workspace)
         else:
-            outcome = Outcome(*outcomes.judge(Story(tries[0].folder(), 0, {}), ended), tries[0])
+            outcome = Outcome(*endings.judge(Story(tries[0].folder(), 0, {}), ended), tries[0])
         rows += _row_of(tries[0].name, outcome, look_for_log=len(rows) < SHOWN)
     return rows
 
@@ -209,5 +212,5 @@ def _ask_accounting(
         doubtful = {job.number for job, story in told if story.code is None}
         if doubtful and not Manifest(workspace).path("train", (run, "complete")).exists():
             numbers |= doubtful
-    numbers |= {job.number for tasks in others.values() for tries in tasks for job in tries[: outcomes.FORMER]}
+    numbers |= {job.number for tasks in others.values() for tries in tasks for job in tries[: endings.FORMER]}
     return (queue.accounting(sorted(numbers, key=int)) if numbers else None) or {}

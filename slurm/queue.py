@@ -12,6 +12,7 @@ from mistral.errors import EnvironmentProblem
 # Without an answer: until the user is told, until a command is ended, until sbatch is ended.
 NOTICE_SECONDS, ANSWER_SECONDS, SUBMIT_SECONDS = 2.0, 30.0, 120.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
+TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 # Why squeue says that a job is held, in lower case and without the underscores of newer versions.
 HELD_BY_SLURM = ("launch failed requeued held", "jobholdmaxrequeue")
 HELD_BY_A_PERSON = ("jobhelduser", "jobheldadmin", "job requeued in held state")
@@ -121,12 +122,13 @@ def accounting(jobs: Sequence[str]) -> dict[str, Ended] | None:
 
 
 def _labels(job: str) -> list[str]:
-    """`12`, `12_3`, or those of `12_[3-5,8%2]`: the tasks of an array that never started are one line."""
+    """`12`, `12_3`, or those of `12_[3-5,8-12:2%2]`: the tasks of an array that never started are one line."""
     number, _, tasks = job.partition("_[")
     if not tasks:
         return [job]
-    ends = [part.partition("-") for part in tasks.partition("%")[0].rstrip("]").split(",")]
-    return [f"{number}_{index}" for low, _, high in ends for index in range(int(low), int(high or low) + 1)]
+    parts = (TASKS.fullmatch(part) for part in tasks.partition("%")[0].rstrip("]").split(","))  # the rest may be `...`
+    ranges = (range(int(m[1]), int(m[2] or m[1]) + 1, int(m[3] or 1)) for m in parts if m)
+    return [f"{number}_{index}" for indices in ranges for index in indices]
 
 
 def states_of(label: str) -> list[str] | None:

@@ -306,7 +306,7 @@ def metrics_of(case: Case) -> list[dict[str, Any]]:
 
 
 def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of what is not the same in two outcomes."""
+    """Names of what is not the same in two endings."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 

@@ -7,7 +7,7 @@ import pytest
 from mistral.errors import EnvironmentProblem
 from mistral.workspace import Workspace
 from pipeline.jobs import Past
-from slurm import history, outcomes, queue, submissions
+from slurm import endings, history, queue, submissions
 from slurm.follow import log_of
 from slurm.history import look, past_of
 
@@ -87,8 +87,8 @@ def test_the_newest_job_of_a_run_counts(workspace):
     attempt(workspace, "40", "0000.begin")
     past = look(workspace, "tiny", RUNS).past
     assert {run: (one.job, one.attempts, one.reason) for run, one in past.items()} == {
-        RUNS[0]: ("30_0", 0, outcomes.NOT_TOLD),
-        RUNS[1]: ("40", 1, outcomes.NOT_TOLD),
+        RUNS[0]: ("30_0", 0, endings.NOT_TOLD),
+        RUNS[1]: ("40", 1, endings.NOT_TOLD),
     }
     assert look(workspace, None, RUNS).past[RUNS[0]].job == "50_0"
 
@@ -99,7 +99,7 @@ def test_no_more_than_the_newest_submissions_are_read(workspace, monkeypatch):
     read, former = [], submissions.read
     monkeypatch.setattr(submissions, "read", lambda folder: read.append(folder) or former(folder))
     assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].job == "99"
-    assert len(read) == 1 + outcomes.FORMER  # none of them has begun
+    assert len(read) == 1 + endings.FORMER  # none of them has begun
     attempt(workspace, "99", "0000.begin", "0000.end", reason="ConfigError: no", code=1)
     read.clear()
     assert look(workspace, "tiny", RUNS[:1]).past[RUNS[0]].reason == "ConfigError: no"

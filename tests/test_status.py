@@ -242,6 +242,10 @@ def test_the_table_has_one_line_a_run_and_one_for_the_tasks_of_a_stage(trained):
         "train tasks: 1 queued (Dependency)",
     ]
     assert len(report.to_json()["jobs"]) == 902
+    some = [
+        Job("export", f"task {number} of 3", f"13_{number}", "running", "None", f"n{number % 2}") for number in range(3)
+    ]
+    assert queue_lines(some) == ["", "export tasks: 3 running on n0, n1"]
     assert queue_lines([]) == []
     assert "unknown" in queue_lines(None)[-1]
     long = Jobs(past={RUN: Past("12_0", 1, 1, "x" * 500 + "\nmore")})

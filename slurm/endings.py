@@ -6,7 +6,7 @@ before it recorded anything changes nothing: the reason of the job before it sti
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Story:
     folder: Path
     attempts: int
     end: Mapping[str, Any]  # the last stop file; empty if the last attempt left none
+    newest_end: Mapping[str, Any] = field(default_factory=dict)  # that of an earlier attempt where the last left none
 
     @property
     def code(self) -> int | None:
@@ -102,8 +103,9 @@ def story_of(folder: Path) -> Story:
     except FileNotFoundError:
         files = {}
     last = max(files.values(), default=-1)
-    end = f"{last:04d}.end"
-    return Story(folder, last + 1, read_or_empty(folder / end) if end in files else {})
+    ended = max((number for name, number in files.items() if name.endswith(".end")), default=-1)
+    told = read_or_empty(folder / f"{ended:04d}.end") if ended >= 0 else {}
+    return Story(folder, last + 1, told if ended == last else {}, told)
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:

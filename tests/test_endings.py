@@ -200,10 +200,12 @@ def test_what_is_recorded_by_whomever_is_no_failure_and_the_accounting_is_not_as
 
 def test_a_job_that_was_cancelled_as_it_waited_has_stopped_and_not_failed(site):
     site.forget_dataset()
-    site.submit("preprocess", "12", *[f"task {number} of 4" for number in range(4)])
-    site.says("sacct", "12_1|COMPLETED|0:0", "12_[0,2-3%2]|CANCELLED by 1000|0:0")
+    site.submit("preprocess", "12", *[f"task {number} of 7" for number in range(7)])
+    site.says("sacct", "12_1|COMPLETED|0:0", "12_[0,2-6:2%2]|CANCELLED by 1000|0:0", "12_[3,5,...]|CANCELLED|0:0")
     told = site.look()["tasks"]
-    assert [(one["job"], one["state"]) for one in told] == [(f"12_{n}", "stopped") for n in (0, 2, 3)]
+    assert [(one["job"], one["state"]) for one in told] == [
+        (f"12_{number}", "stopped") for number in (0, 2, 3, 4, 5, 6)
+    ]
 
 
 def test_a_run_that_never_began_is_seen_without_naming_its_experiment(site):
@@ -212,6 +214,21 @@ def test_a_run_that_never_began_is_seen_without_naming_its_experiment(site):
     report = take_status(None, site.workspace)
     assert report.runs == []
     assert [(one.stage, one.name, one.state) for one in report.tasks] == [("train", RUN, "failed")]
+
+
+def test_a_run_that_works_again_tells_why_its_last_attempt_ended(site):
+    folder = site.submit("train", "12", RUN)
+    killed = "rank 1 was killed by signal 9 (out of memory?) on node n2"
+    site.attempt("12", "0000.begin")
+    site.attempt("12", "0000.end", code=None, reason=killed)
+    site.says("squeue", f"12|PENDING|BeginTime|{folder.name}|")
+    row = site.run()
+    assert (row["state"], row["reason"], row["last_end"]) == ("queued", "BeginTime", killed)
+    site.attempt("12", "0001.begin")
+    site.says("squeue", f"12|RUNNING|None|{folder.name}|n1")
+    row = site.run()
+    assert (row["state"], row["reason"], row["last_end"], row["attempts"]) == ("running", None, killed, 2)
+    assert f"before: {killed}" in site.report.as_table()
 
 
 def test_a_job_between_two_attempts_is_not_called_failed(site):
@@ -274,16 +291,16 @@ def test_thousands_of_failures_are_few_lines_and_few_files_are_read(site, monkey
     site.submit("export", "12", *[f"task {number} of 1000" for number in range(1000)])
     site.says("sacct", *[f"12_{number}|FAILED|1:0" for number in range(1000)])
     read: list[Path] = []
-    former = history.outcomes.story_of
-    monkeypatch.setattr(history.outcomes, "story_of", lambda folder: read.append(folder) or former(folder))
+    former = history.endings.story_of
+    monkeypatch.setattr(history.endings, "story_of", lambda folder: read.append(folder) or former(folder))
     told = site.look()
     assert len(told["tasks"]) == 1000
     assert len(read) == history.SHOWN
     assert len(site.report.as_table().splitlines()) < 10
 
 
-def test_the_nodes_of_a_job_and_the_line_that_releases_one_are_told(site):
-    held = "launch failed requeued held"
+@pytest.mark.parametrize("held", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
+def test_the_nodes_of_a_job_and_the_line_that_releases_one_are_told(site, held):
     folder = site.submit("train", "12", RUN, "battlestar-tiny-x49")
     site.says("squeue", f"12_0|RUNNING|None|{folder.name}|n[1-2]", f"12_1|PENDING|{held}|{folder.name}|")
     told = site.look()
