@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mistral.config import Experiment, Training
-from mistral.model import decay_groups
+from mistral.model import decay_groups, empty_in_fp32
 from mistral.ranks import TIMEOUT, Ranks, require_device, store_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -162,6 +162,22 @@ def gather_weights(engine: Any, keep: bool) -> dict[str, torch.Tensor]:
 def gather_moments(engine: Any, keep: bool) -> dict[str, torch.Tensor]:
     """Whole fp32 optimizer moments as `exp_avg/<name>` and `exp_avg_sq/<name>`; like `gather_weights`."""
     return {f"{key}/{name}": tensor for key in MOMENTS for name, tensor in _gather(engine, key, keep)}
+
+
+def in_fp32(engine: Any) -> Any:
+    """The network with the fp32 weights that are saved, on the engine's device; all ranks must call it.
+
+    That is the engine's own network, unless fp16 trains a rounded copy of the weights: then it is a network of its own,
+    filled from the fp32 ones, which lives until the caller lets go of it.
+    """
+    if not engine.fp16_enabled():
+        return engine.module
+    network = empty_in_fp32(engine.module, engine.device)
+    whole = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            whole[name].copy_(_whole(engine, parameter, None))
+    return network
 
 
 def _gather(engine: Any, key: str | None, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
