@@ -74,9 +74,7 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool
         refuse_changes(begun, facts)
         refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
         refuse_other_data(begun, facts["cohort"]["data"])
-        if manifest.names("train", (run, "weights")):
-            return begun
-    if stands_in_cohort(manifest, begun):
+    if stands_in_cohort(manifest, begun) or manifest.names("train", (run, "weights")):
         return begun
     manifest.remove("train", begun.key)
     return begin(manifest, run, facts, allow_drift)
