@@ -169,6 +169,17 @@ def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
 
 
+def refuse_other_configs(manifest: Manifest, experiment: Experiment, seeds: Iterable[str]) -> None:
+    """Refuse to read runs of an experiment by another config than they began with.
+
+    Raises:
+        ConfigError: as `refuse_changes`.
+    """
+    for seed in seeds:
+        if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
+            refuse_changes(begun, identity(experiment, seed))
+
+
 def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequence[int]) -> None:
     """Refuse a schedule that leaves out steps that the run began with, or adds some that it has passed.
 
