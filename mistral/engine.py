@@ -181,8 +181,9 @@ def in_fp32(engine: Any) -> Any:
 
 
 def _gather(engine: Any, key: str | None, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    made = key is None or optimizer_steps(engine) > 0  # fp16 may have skipped every step so far: its moments are 0
     for name, parameter in engine.module.named_parameters():
-        tensor = _whole(engine, parameter, key)
+        tensor = _whole(engine, parameter, key) if made else torch.zeros(_shape(parameter))
         if keep:
             yield name, tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
 
@@ -193,7 +194,7 @@ def _whole(engine: Any, parameter: Any, key: str | None) -> torch.Tensor:
     if key is None and stage < 3 and parameter.dtype == torch.float32:
         replicated: torch.Tensor = parameter.data
         return replicated
-    shape = getattr(parameter, "ds_shape", parameter.shape)
+    shape = _shape(parameter)
     whole = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
     if (found := _part(engine, parameter, key)) is not None:
         part, start = found
@@ -201,6 +202,12 @@ def _whole(engine: Any, parameter: Any, key: str | None) -> torch.Tensor:
     if stage > 0 and dist.get_world_size() > 1:
         dist.all_reduce(whole)
     return whole.view(shape)
+
+
+def _shape(parameter: Any) -> torch.Size:
+    """The shape of a whole parameter, also in ZeRO 3."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _part(engine: Any, parameter: Any, key: str | None) -> tuple[torch.Tensor, int] | None:

@@ -257,6 +257,7 @@ def save_weights(loop: Loop, keeper: Keeper | None) -> None:
         facts = {
             "step": loop.step,
             "tokens": loop.tokens(),
+            "updates": engine.optimizer_steps(loop.engine),
             "probe": {"loss": loss, "sequences": sequences},
             "logging_steps": loop.run.experiment.training.logging_steps,  # which lines the metrics hold up to here
         }

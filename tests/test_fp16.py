@@ -29,13 +29,23 @@ SETTINGS = (
 
 
 def be_child_with_fp16(*arguments) -> None:
-    """Be one rank, as `attempts.be_child`, on a machine whose processor does fp16."""
+    """Be one rank, as `attempts.be_child`, on a machine whose processor does fp16.
+
+    The loss scale is so large at first that the first three steps overflow and are skipped.
+    """
     from deepspeed.accelerator import get_accelerator
 
     from mistral import engine
 
     type(get_accelerator()).is_fp16_supported = lambda self: True
     engine.require_device = ranks.require_device = lambda *_: None
+    config_of = engine.deepspeed_config
+
+    def with_a_large_scale(*arguments) -> dict:
+        config = config_of(*arguments)
+        return config | {"fp16": config["fp16"] | {"initial_scale_power": 20}}
+
+    engine.deepspeed_config = with_a_large_scale
     attempts.be_child(*arguments)
 
 
@@ -53,6 +63,7 @@ def test_fp16_keeps_the_bits_and_its_probe_is_the_loss_of_the_weights_that_are_s
     killed.die(*[Fate(at_step=5)] * world_size)
     assert "going on from step 3" in killed.train()
     assert differing(outcome(undisturbed), outcome(killed)) == []
+    assert [record_of(killed, step).facts["updates"] for step in (0, 3, 6)] == [0, 0, 3]
     for step in (0, 3, 6):
         assert probe_of(killed, step) == loss_of_saved_weights(killed, step)
     done = export(killed.experiment, killed.workspace, Silent(), seeds=["alias"])

@@ -239,6 +239,8 @@ def edited(facts: dict, *path: str, value) -> dict:
         (("begin",), ("cohort", "software", "torch"), "1.0", "not declared: software.torch: was '1.0'"),
         (("weights", "step-00000002"), ("step",), 4, "found the facts of step 4, expected those of step 2"),
         (("weights", "step-00000002"), ("tokens",), 1, "found 1 tokens, expected 128"),
+        (("weights", "step-00000002"), ("updates",), 1, "found 1 updates of the optimizer at step 2, expected as many"),
+        (("weights", "step-00000002"), ("updates",), 3, "found 3 updates of the optimizer at step 2, expected as many"),
         (("weights", "step-00000002"), ("probe", "sequences"), [[1]], "found another probe batch"),
         (("weights", "step-00000004"), ("probe", "loss"), 1.0, "found probe loss"),
         (("weights", "step-00000002"), ("probe",), None, "not those of a train/weights"),
