@@ -138,7 +138,8 @@ class Checkpoints:
             save_file(tensors, temporary / "state.safetensors")
             (temporary / "state.json").write_text(json.dumps({"step": step, **numbers}), encoding="utf-8")
 
-        self._submit(_Write("state", step, folder, write, {"step": step}, maker))
+        facts = {"step": step, "updates": numbers["updates"]}
+        self._submit(_Write("state", step, folder, write, facts, maker))
 
     def raise_errors(self) -> None:
         """Raise the error of a finished write; called at each step boundary."""

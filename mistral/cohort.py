@@ -75,9 +75,7 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool
         refuse_changes(begun, facts)
         refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
         refuse_other_data(begun, facts["cohort"]["data"])
-        if manifest.names("train", (run, "weights")):
-            return begun
-    if stands_in_cohort(manifest, begun):
+    if stands_in_cohort(manifest, begun) or manifest.names("train", (run, "weights")):
         return begun
     manifest.remove("train", begun.key)
     return begin(manifest, run, facts, allow_drift)
@@ -183,6 +181,17 @@ def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
         raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+
+
+def refuse_other_configs(manifest: Manifest, experiment: Experiment, seeds: Iterable[str]) -> None:
+    """Refuse to read runs of an experiment by another config than they began with.
+
+    Raises:
+        ConfigError: as `refuse_changes`.
+    """
+    for seed in seeds:
+        if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
+            refuse_changes(begun, identity(experiment, seed))
 
 
 def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequence[int]) -> None:

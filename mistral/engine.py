@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mistral.config import Experiment, Training
-from mistral.model import decay_groups
+from mistral.model import decay_groups, empty_in_fp32
 from mistral.ranks import TIMEOUT, Ranks, require_device, store_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -164,9 +164,26 @@ def gather_moments(engine: Any, keep: bool) -> dict[str, torch.Tensor]:
     return {f"{key}/{name}": tensor for key in MOMENTS for name, tensor in _gather(engine, key, keep)}
 
 
+def in_fp32(engine: Any) -> Any:
+    """The network with the fp32 weights that are saved, on the engine's device; all ranks must call it.
+
+    That is the engine's own network, unless fp16 trains a rounded copy of the weights: then it is a network of its own,
+    filled from the fp32 ones, which lives until the caller lets go of it.
+    """
+    if not engine.fp16_enabled():
+        return engine.module
+    network = empty_in_fp32(engine.module, engine.device)
+    whole = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            whole[name].copy_(_whole(engine, parameter, None))
+    return network
+
+
 def _gather(engine: Any, key: str | None, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    made = key is None or optimizer_steps(engine) > 0  # fp16 may have skipped every step so far: its moments are 0
     for name, parameter in engine.module.named_parameters():
-        tensor = _whole(engine, parameter, key)
+        tensor = _whole(engine, parameter, key) if made else torch.zeros(_shape(parameter))
         if keep:
             yield name, tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
 
@@ -177,7 +194,7 @@ def _whole(engine: Any, parameter: Any, key: str | None) -> torch.Tensor:
     if key is None and stage < 3 and parameter.dtype == torch.float32:
         replicated: torch.Tensor = parameter.data
         return replicated
-    shape = getattr(parameter, "ds_shape", parameter.shape)
+    shape = _shape(parameter)
     whole = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
     if (found := _part(engine, parameter, key)) is not None:
         part, start = found
@@ -185,6 +202,12 @@ def _whole(engine: Any, parameter: Any, key: str | None) -> torch.Tensor:
     if stage > 0 and dist.get_world_size() > 1:
         dist.all_reduce(whole)
     return whole.view(shape)
+
+
+def _shape(parameter: Any) -> torch.Size:
+    """The shape of a whole parameter, also in ZeRO 3."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _part(engine: Any, parameter: Any, key: str | None) -> tuple[torch.Tensor, int] | None:

@@ -149,11 +149,16 @@ def probe_sequences(stream: TokenStream) -> list[list[int]]:
     return rows
 
 
-def probe_loss(engine: Any, sequences: list[list[int]]) -> float:
-    """Mean loss on the probe in fp32 and eval mode, without autocast; all ranks must call it."""
-    input_ids = torch.tensor(sequences, device=engine.device)  # (sequences, seq_len) int64
-    engine.eval()
+def probe_loss(network: Any, sequences: list[list[int]]) -> float:
+    """Mean loss on the probe in fp32 and eval mode, without autocast; all ranks must call it.
+
+    Args:
+        network: with the fp32 weights that are saved (`engine.in_fp32`); left in training mode.
+        sequences: (sequences, seq_len) token ids.
+    """
+    input_ids = torch.tensor(sequences, device=network.device)  # (sequences, seq_len) int64
+    network.eval()
     with torch.no_grad():
-        loss = engine.module(input_ids=input_ids, labels=input_ids).loss
-    engine.train()
+        loss = network(input_ids=input_ids, labels=input_ids).loss
+    network.train()
     return float(loss)

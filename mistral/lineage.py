@@ -115,6 +115,15 @@ def _checkpoint(records: Records, record: Record) -> Iterator[str]:
         yield f"{place(record)}: made with other software or numerics than recorded, not declared: {undeclared[0]}"
     if kind == "weights":
         yield from _measured(records, record, begun)
+    updates, skips = _updates(record), begun.facts["frozen"]["training"]["precision"] == "fp16"
+    if updates > step or (updates < step and not skips):
+        yield f"{place(record)}: found {updates} updates of the optimizer at step {step}, expected as many as steps"
+
+
+def _updates(checkpoint: Record) -> int:
+    """How often the optimizer had changed the weights; fp16 skips a step whose gradients overflow."""
+    updates: int = checkpoint.facts.get("updates", checkpoint.facts["step"])
+    return updates
 
 
 def _measured(records: Records, weights: Record, begun: Record) -> Iterator[str]:
@@ -279,9 +288,9 @@ def twins(records: Records) -> Iterator[str]:
 
 
 def _must_differ(records: Records, first: Record, second: Record) -> bool:
-    """Steps of a run do; runs do after step 0 if their seeds of weights or of order differ."""
+    """Steps of a run do if there were updates between them; runs do after step 0 if their init or data seeds differ."""
     if first.key[0] == second.key[0]:
-        return True
+        return _updates(first) != _updates(second)
     begun = [records.get("train", record.key[0], "begin") for record in (first, second)]
     seeds = [record.facts.get("frozen", {}).get("seed", {}) for record in begun if record]
     later = step_number(first.key[-1]) > 0

@@ -54,6 +54,16 @@ def build_model(model: Model, config: GPT2Config, seed: int) -> GPT2LMHeadModel:
     return network
 
 
+def empty_in_fp32(network: Any, device: torch.device) -> GPT2LMHeadModel:
+    """A network of the same shape as another one, in fp32, whose weights are still to be filled in."""
+    with device:
+        empty = GPT2LMHeadModel._from_config(
+            network.config, dtype=torch.float32, attn_implementation=network.config._attn_implementation
+        )
+    empty.loss_type = network.loss_type
+    return empty
+
+
 def load_model(folder: Path, model: Model) -> GPT2LMHeadModel:
     """The network of a checkpoint's weights, fp32, on the CPU; the files were checked against their record before."""
     logging.disable_progress_bar()  # progress goes through the reporter

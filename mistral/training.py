@@ -240,7 +240,7 @@ def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
 def probe(loop: Loop) -> tuple[list[list[int]], float]:
     """The probe's sequences and loss, which must be finite in whatever is saved. All ranks together."""
     sequences = probe_sequences(loop.validation or loop.batches.stream)
-    loss = probe_loss(loop.engine, sequences)
+    loss = probe_loss(engine.in_fp32(loop.engine), sequences)
     require_finite(loop, "probe loss", loss)
     return sequences, loss
 
@@ -254,6 +254,7 @@ def save_weights(loop: Loop, keeper: Keeper | None) -> None:
         facts = {
             "step": loop.step,
             "tokens": loop.tokens(),
+            "updates": engine.optimizer_steps(loop.engine),
             "probe": {"loss": loss, "sequences": sequences},
             "logging_steps": loop.run.experiment.training.logging_steps,  # which lines the metrics hold up to here
         }

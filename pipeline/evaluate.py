@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mistral.cohort import identity, refuse_changes
+from mistral.cohort import refuse_other_configs
 from mistral.config import Experiment
 from mistral.dataset import SEAL, open_split
 from mistral.errors import CheckpointError, ConfigError, ManifestError
@@ -79,6 +79,7 @@ def evaluate(context: Context, seeds: Sequence[str], steps: Sequence[int]) -> Ev
         ConfigError: there is nothing to measure on, or the config is not the one that a run began with.
         ManifestError: a dataset is not recorded, or no checkpoint, or not one that was asked for.
     """
+    refuse_other_configs(context.manifest, context.experiment, seeds)
     chosen = recorded_checkpoints(context, seeds, steps)
     measured = open_measured(context)
     rows, refused = [], []
@@ -148,7 +149,6 @@ def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:
 
     Raises:
         CheckpointError: its files changed, or it was trained on another dataset.
-        ConfigError: it was trained with another config.
         ManifestError: its record, or that of its run's beginning, is not there.
     """
     from mistral import evaluation
@@ -156,7 +156,7 @@ def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:
     from mistral.ranks import Ranks
 
     experiment, manifest, run = measured.experiment, measured.manifest, measured.experiment.run_name(seed)
-    refuse_changes(manifest.get("train", (run, "begin"), "run verify"), identity(experiment, seed))
+    manifest.get("train", (run, "begin"), "run verify")
     weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
     if problems := manifest.damage(weights):
         raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mistral.cohort import identity, refuse_changes
+from mistral.cohort import refuse_other_configs
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
@@ -42,9 +42,7 @@ def refuse(experiment: Experiment, manifest: Manifest, seeds: Sequence[str] = ()
         ConfigError: there is no such seed, or the config is not the one that a run began with, which its model cards
             tell.
     """
-    for seed in experiment.choose_seeds(seeds):
-        if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
-            refuse_changes(begun, identity(experiment, seed))
+    refuse_other_configs(manifest, experiment, experiment.choose_seeds(seeds))
 
 
 def export(

@@ -118,7 +118,7 @@ def _what_has_ended(
 def row(task: Active) -> Job:
     """A task that waits or runs, in Slurm's words."""
     job = task.job
-    release = queue.release_line(job.label, job.reason) if job.state == "PENDING" else ""
+    release = queue.release_line(job.label, job.reason) if queue.held_by(job.reason) == "Slurm" else ""
     return Job(task.submission.stage, task.name, job.label, job.state.lower(), job.reason, job.nodes, release)
 
 

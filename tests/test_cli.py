@@ -15,6 +15,7 @@ import pytest
 from mistral import errors
 from pipeline import cli, train
 from pipeline.context import Context
+from pipeline.local import FORWARDED
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "datasets", "h5py")
 
@@ -27,7 +28,7 @@ def call(*arguments: str, **options) -> subprocess.CompletedProcess:
 @pytest.fixture
 def outcome(monkeypatch, capsys):
     """What main() prints to stderr and exits with when a command raises an error."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    handlers = {number: signal.getsignal(number) for number in FORWARDED}
     monkeypatch.delenv("MISTRAL_PARENT_PID", raising=False)
 
     def outcome(error: BaseException, *arguments: str) -> tuple[object, str]:

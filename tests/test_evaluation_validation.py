@@ -79,16 +79,9 @@ def test_the_loss_is_that_of_a_plain_computation(tmp_path, ranks, batch_size, li
 
 
 def test_the_probe_is_the_first_sequences_without_dropout():
-    class Engine(torch.nn.Module):
-        """What mistral.evaluation uses of an engine."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module, self.device = network(), torch.device("cpu")
-
     sequences = probe_sequences(Rows())
     assert sequences == ROWS[:4].tolist()
-    engine = Engine()
-    first = probe_loss(engine, sequences)
-    assert engine.module.training
-    assert probe_loss(engine, sequences) == first == pytest.approx(plain_loss(4), rel=1e-5)
+    model = network()
+    first = probe_loss(model, sequences)
+    assert model.training
+    assert probe_loss(model, sequences) == first == pytest.approx(plain_loss(4), rel=1e-5)

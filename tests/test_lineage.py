@@ -1,9 +1,11 @@
 """What somebody puts, edits or takes away in a workspace shows in what the other records say of it."""
 
+import ast
 import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,23 @@ def test_the_documented_records_are_those_of_the_table():
     text = (Path(__file__).parent.parent / "docs/formats.md").read_text()
     documented = re.findall(r"^\| `(\S+)\.json` \| `(\S+)` \|", text, re.MULTILINE)
     assert sorted(documented) == sorted((f"{kind.stage}/{kind.place}", kind.name) for kind in KINDS)
+
+
+def kinds_written(tree: ast.AST) -> Iterator[str]:
+    """The first argument of each call of make_record; of one that is no plain text, where it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "make_record":
+            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else ast.unparse(node.args[0])
+
+
+def test_the_table_holds_all_kinds_that_the_code_writes_and_no_others():
+    root = Path(__file__).parent.parent
+    paths = [path for package in ("mistral", "pipeline", "slurm") for path in (root / package).glob("*.py")]
+    written = {kind for path in paths for kind in kinds_written(ast.parse(path.read_text()))}
+    assert written - {"kind"} == {kind.name for kind in KINDS} - {"train/weights", "train/state"}
+    assert {f"train/{kind}" for kind in ("weights", "state")} <= {kind.name for kind in KINDS}, (
+        "those of checkpoints.py"
+    )
 
 
 def test_a_record_that_is_not_in_the_table_cannot_be_published(manifest):
@@ -220,6 +239,8 @@ def edited(facts: dict, *path: str, value) -> dict:
         (("begin",), ("cohort", "software", "torch"), "1.0", "not declared: software.torch: was '1.0'"),
         (("weights", "step-00000002"), ("step",), 4, "found the facts of step 4, expected those of step 2"),
         (("weights", "step-00000002"), ("tokens",), 1, "found 1 tokens, expected 128"),
+        (("weights", "step-00000002"), ("updates",), 1, "found 1 updates of the optimizer at step 2, expected as many"),
+        (("weights", "step-00000002"), ("updates",), 3, "found 3 updates of the optimizer at step 2, expected as many"),
         (("weights", "step-00000002"), ("probe", "sequences"), [[1]], "found another probe batch"),
         (("weights", "step-00000004"), ("probe", "loss"), 1.0, "found probe loss"),
         (("weights", "step-00000002"), ("probe",), None, "not those of a train/weights"),

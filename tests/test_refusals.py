@@ -68,7 +68,15 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(("change", "expected"), CHANGES)
 @pytest.mark.parametrize(
     ("command", "cluster"),
-    [("run", "here"), ("run", "slurm"), ("train", "here"), ("train", "slurm"), ("export", "here"), ("export", "slurm")],
+    [
+        ("run", "here"),
+        ("run", "slurm"),
+        ("train", "here"),
+        ("train", "slurm"),
+        ("export", "here"),
+        ("export", "slurm"),
+        ("evaluate", "here"),
+    ],
 )
 def test_a_config_that_a_run_did_not_begin_with_is_refused_before_any_work(refused, command, cluster, change, expected):
     assert expected in refused(command, "--set", change, cluster=cluster)
