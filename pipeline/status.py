@@ -14,6 +14,7 @@ from mistral.errors import ManifestError, Stopped
 from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
 from mistral.metrics import parse_line, seconds_of, tokens_per_second
+from mistral.setaside import names_of
 from mistral.workspace import Workspace
 from pipeline.jobs import NOT_VISIBLE, WORDS, EndedTask, Job, Jobs, Past, ended_lines, queue_lines, waits_for
 from pipeline.results import as_table
@@ -49,6 +50,7 @@ class RunStatus:
     nodes: str | None = None  # where its job runs
     last_end: str | None = None  # why the last attempt of its job that has ended did, also while the next one works
     log: str | None = None  # of the job that failed
+    set_aside: tuple[str, ...] = ()  # paths in the workspace of what was in the way
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,22 @@ class StatusReport:
             for run in self.runs
         ]
         jobs = queue_lines(self.jobs) if self.jobs_visible else ["", NOT_VISIBLE]
-        return "\n".join([*self._dataset_lines(), as_table(rows, COLUMNS), *jobs, *ended_lines(self.tasks)])
+        table = as_table(rows, COLUMNS)
+        return "\n".join([*self._dataset_lines(), table, *jobs, *ended_lines(self.tasks), *self._set_aside_lines()])
 
     def _dataset_lines(self) -> list[str]:
         if self.dataset is None:
             return []
         planned = "" if self.sealed or self.planned_units is None else f" of {self.planned_units}"
         return [f"{self.dataset}: {self.units}{planned} units, {'whole' if self.sealed else 'unfinished'}"]
+
+    def _set_aside_lines(self) -> list[str]:
+        """What was set aside, a line for each run."""
+        lines = []
+        for run in filter(lambda run: run.set_aside, self.runs):
+            first, more = run.set_aside[0], len(run.set_aside) - 1
+            lines.append(f"{run.run}: set aside {first}" + (f" and {more} more" if more else ""))
+        return ["", *lines, "look at what is set aside with: mistral-pipeline clean --dry-run"] if lines else []
 
 
 def _first_line(run: RunStatus) -> str | None:
@@ -152,6 +163,7 @@ def run_status(manifest: Manifest, run: str, experiment: Experiment | None, jobs
         past.job if past else None, past.attempts if past else None, _reason(state, jobs, job, past),
         None if complete else tail.age_seconds, job.nodes or None if job else None,
         (past.last_end or None) if past else None, past.log if past else None,
+        tuple(names_of(manifest.workspace, run)),
     )  # fmt: skip
 
 

@@ -320,6 +320,6 @@ def batches_of(case: Case) -> list[list[str]]:
 
 
 def leftovers(case: Case) -> list[str]:
-    """Temporary files in the workspace, but those of a lease, which another process may be about to take."""
+    """Temporary files in the workspace, but those that another process may be about to give a name to."""
     paths = [path.relative_to(case.root).as_posix() for path in case.root.rglob("*.tmp")]
-    return [path for path in paths if "/.lease-" not in path]
+    return [path for path in paths if "/.lease-" not in path and not path.startswith("manifest/cohort/")]

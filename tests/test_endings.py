@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mistral.config import load_experiment, to_yaml
+from mistral.kinds import kind_of
 from mistral.manifest import Manifest, make_record
 from mistral.workspace import Workspace
 from pipeline.cli_inspect import take_status
@@ -79,7 +80,8 @@ class Site:
 
     def record(self, stage: str, *key: str) -> None:
         """Something that was made."""
-        Manifest(self.workspace).publish(make_record(f"{stage}/x", key, config="", inputs={}, files=[], facts={}))
+        kind = kind_of(stage, key).name
+        Manifest(self.workspace).publish(make_record(kind, key, config="", inputs={}, files=[], facts={}))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from pipeline.clean import clean
 from pipeline.export import export
 from pipeline.preprocess import preprocess
 from pipeline.restore import restore
+from pipeline.status import status
 from pipeline.train import TrainOptions, owned
 from pipeline.verify import verify
 
@@ -101,9 +102,10 @@ def test_a_damaged_state_and_folders_without_a_record_are_set_aside_whole(halted
     reasons = {one.origin: one.reason for one in look(workspace, KEY)}
     assert "found sha256" in reasons[f"runs/{KEY}/state/step-00000007"]
     assert reasons[f"runs/{KEY}/state/step-00000099"] == "it has no record"
-    report = verify(workspace, Silent())
+    report, shown = verify(workspace, Silent()), status(halted.experiment, workspace)
     assert report.problems == []
-    assert report.set_aside == [one.path for one in look(workspace, KEY)]
+    assert report.set_aside == [one.path for one in look(workspace, KEY)] == list(shown.runs[0].set_aside)
+    assert f"{KEY}: set aside {report.set_aside[0]} and 2 more" in shown.as_table()
     kept = set(contents(halted).values())
     older = {name for name in held if "state/step-00000006" in name}  # which made room for the states of steps 9 and 12
     assert {name for name, value in held.items() if value not in kept} == older
