@@ -5,7 +5,7 @@ workspace/
   data/<dataset>/<split>/00017.h5    data/<dataset>/tokenizer/
   runs/<run>/config.yaml metrics.jsonl checkpoints/step-00001000/ state/step-00001000/ tensorboard/
   exports/<run>/checkpoint-1000/
-  published/<experiment>/models.json README.md   published/commits
+  published/<experiment>/models.json README.md   published/turns/00000123   published/receipts
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 
@@ -63,9 +63,13 @@ class Workspace:
         """The published runs of an experiment."""
         return self.root / "published" / experiment / "models.json"
 
-    def commits(self) -> Path:
-        """When the last commits were sent to the Hub."""
-        return self.root / "published" / "commits"
+    def turns(self) -> Path:
+        """One file for each commit that was sent to the Hub in the last hours."""
+        return self.root / "published" / "turns"
+
+    def receipts(self) -> Path:
+        """Which commit of the Hub holds which record."""
+        return self.root / "published" / "receipts"
 
     def sources(self) -> Path:
         """Corpora that were fetched from a network."""

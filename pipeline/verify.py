@@ -1,6 +1,5 @@
 """workspace -> what is wrong with it: records read, files hashed, lineages followed, the ends of chains recomputed."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ class VerifyReport:
 
     problems: list[str]
     promises: dict[str, str]
+    published: list[str]  # those of the problems that concern the Hub
     records: int
     files: int
     bytes: int
@@ -39,6 +39,16 @@ class VerifyReport:
         checked = f"checked {self.records} records and {self.files} files, {self.bytes / 1e6:,.1f} MB"
         claims = [f"{run}: can claim {claim}" for run, claim in self.promises.items()]
         return "\n".join([*self.problems, *claims, f"{checked}: {len(self.problems) or 'no'} problems"])
+
+    def advice(self) -> str:
+        """What to do about the problems."""
+        here = "restore these files, or remove their records and run the stage again"
+        there = "of what is on the Hub each line says what to do"
+        if not self.published:
+            return here
+        if len(self.published) == len(self.problems):
+            return f"the files here are as recorded; {there}"
+        return f"{here}; {there}"
 
 
 def verify(
@@ -75,7 +85,9 @@ def verify(
     problems = still_true(manifest, records, problems)
     claims = {run: _claim(run, promise, problems) for run, promise in promises(records).items()}
     files = {entry.path: entry.bytes for record in records.readable() for entry in record.files}
-    return VerifyReport([*problems, *published], claims, len(records.readable()), len(files), sum(files.values()))
+    return VerifyReport(
+        [*problems, *published], claims, published, len(records.readable()), len(files), sum(files.values())
+    )
 
 
 def verify_remote(experiment: Experiment | None, workspace: Workspace, progress: Progress) -> list[str]:
@@ -83,26 +95,31 @@ def verify_remote(experiment: Experiment | None, workspace: Workspace, progress:
 
     Raises:
         ConfigError: no experiment or no organization is named.
-        EnvironmentProblem: the Hub refuses a call, or cannot be reached.
+        EnvironmentProblem: the Hub refuses a call, or cannot be reached, or HF_TOKEN holds no token.
     """
     if experiment is None:
         raise ConfigError("found --remote without EXPERIMENT, expected the one that is published; name it")
     from mistral.audit import Audit, uncollected
+    from mistral.connection import token_from_environment
     from mistral.publishing import repositories, revisions
+    from mistral.registry import published_visibility
     from mistral.remote import Hub
 
-    manifest, token = Manifest(workspace), os.environ.get("HF_TOKEN", "").strip()
+    manifest, token = Manifest(workspace), token_from_environment()
     places = repositories(experiment, experiment.seeds)
     recorded = {seed: revisions(manifest, experiment.run_name(seed)) for seed in places}
     cohort = [record for found in recorded.values() for record in found]
     if not cohort:
         return [f"{experiment.name}: found no exported checkpoint, expected some to compare; run export"]
-    hub, chosen = Hub(token or None, progress), experiment.export
+    hub, chosen = Hub(token, progress), experiment.export
     audit = Audit(hub, manifest, cohort, progress, chosen.tag)
     published = {place: recorded[seed] for seed, place in places.items() if recorded[seed]}
-    problems = [problem for place, found in published.items() for problem in audit.problems(place, found)]
+    public = published_visibility(workspace.registry(experiment.name))
+    problems: list[str] = []
+    for place, found in published.items():
+        problems += audit.problems(place, found, public.get(found[0].key[0]))
     if chosen.organization and chosen.collection:
-        problems += uncollected(hub, chosen.organization, chosen.collection, published)
+        problems += uncollected(hub, chosen.organization, chosen.collection, published, public.get(""))
     return problems
 
 

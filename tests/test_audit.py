@@ -109,7 +109,11 @@ def test_a_repository_that_is_not_there_or_not_to_be_seen_is_named(published, mo
     monkeypatch.delenv("HF_TOKEN")
     assert len(published.problems()) == 2, "alias is private"
     published.hub.private[f"models/{ALIAS}"] = False
-    assert published.problems() == [problem], "what is public needs no token"
+    [opened, missing] = published.problems()
+    assert missing == problem, "what is public needs no token"
+    assert opened.startswith(
+        f"{ALIAS}: found a public repository, expected a private one, as it was published; make it"
+    )
 
 
 def test_nothing_published_is_nothing_proven(exported, tmp_path):
