@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import httpx2
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants, get_token, set_client_factory
 from huggingface_hub.utils import disable_progress_bars, hf_raise_for_status
 from huggingface_hub.utils._http import hf_request_event_hook
 
@@ -105,7 +105,12 @@ def request_path(response: httpx2.Response) -> str:
 
 
 def limit_waiting() -> None:
-    """Give every request of this process to the Hub time limits; huggingface_hub goes on retrying by itself."""
+    """Give every request of this process to the Hub time limits; huggingface_hub goes on retrying by itself.
+
+    Raises:
+        EnvironmentProblem: the token that it would send holds what no token holds.
+    """
+    require_plain(get_token() or "", "HF_TOKEN, or the token that is kept by `hf auth login`")
     _choose(Client)
 
 

@@ -84,6 +84,16 @@ def is_offline(error: BaseException) -> bool:
     return any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
 
 
+def is_busy(error: Exception) -> bool:
+    """Whether the same call may be answered later: the Hub is busy or out of order, or does not answer."""
+    status = status_of(error)
+    if status is not None:
+        return status in RETRYABLE or (status >= 500 and status not in HOPELESS)
+    return any(isinstance(cause, Exception) and _is_dropped(cause) for cause in _causes(error)) and not is_offline(
+        error
+    )
+
+
 def _is_dropped(error: Exception) -> bool:
     """Whether the connection broke or stood still; hf-xet has no errors of its own for that."""
     dropped = isinstance(error, ConnectionError | TimeoutError | httpx2.TransportError)

@@ -23,9 +23,12 @@ class Fault:
     """What goes wrong with the next requests that match."""
 
     request: str  # a pattern of `POST /api/models/org/run/commit/main`
-    what: str  # a status; `drop`; either with `-after` where the work is done all the same; `corrupt`
+    what: (
+        str  # a status, `drop`, `hang` or `stall`, with `-after` where the work is done all the same; `corrupt`; `deaf`
+    )
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"<html>an error page</html>"
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Hub(hub_server.Hub):
         self.part_bytes: int | None = None  # larger files are sent in parts of so many bytes, if it is given
         self.faults: list[Fault] = []
         self.kill: Kill | None = None
+        self.heard = threading.Event()  # ends what is not heard
         self.lock = threading.RLock()
 
     def create(self, repository: str, private: bool) -> None:
@@ -88,10 +92,10 @@ class Hub(hub_server.Hub):
         """How many requests matched."""
         return sum(re.search(pattern, request) is not None for request in self.requests)
 
-    def fault(self, request: str) -> Fault:
-        """What goes wrong with a request."""
+    def fault(self, request: str, deaf: bool = False) -> Fault:
+        """What goes wrong with a request; one that is not heard is not even read."""
         for fault in self.faults:
-            if fault.times and re.search(fault.request, request):
+            if fault.times and re.search(fault.request, request) and (fault.what == "deaf") == deaf:
                 fault.times -= 1
                 return fault
         return Fault(request, "")
@@ -104,7 +108,11 @@ class Handler(hub_server.Handler):
 
     def do_PUT(self) -> None:
         """A large file, or the settings of a repository."""
-        self._answer(body=True, asked=self._read())
+        if self.hub.fault(f"{self.command} {self.path}", deaf=True).what:
+            self.close_connection = True
+            self.hub.heard.wait(10)
+        else:
+            self._answer(body=True, asked=self._read())
 
     def do_POST(self) -> None:
         """Anything else that writes."""
@@ -143,9 +151,20 @@ class Handler(hub_server.Handler):
                 return self._drop()
         if what == "drop":
             return self._drop()
+        if what == "hang":
+            return self._wait()
         if what.isdigit():
-            reply = int(what), fault.headers, b"<html>an error page</html>"
+            reply = int(what), fault.headers, fault.body
+        if what == "stall":  # in the middle of the answer
+            self._send((200, {"Content-Length": "1000"}, b'{"a": '), body=True)
+            return self._wait()
         self._send(reply, body)
+
+    def _wait(self) -> None:
+        """Say nothing until the other side gives up."""
+        self.close_connection = True
+        while self.connection.recv(65536):
+            pass
 
     def _killing(self) -> Kill | None:
         """The kill that is due now."""

@@ -28,7 +28,7 @@ IMPORTS = {
     "mistral.config": "clusters configerrors datasections errors evaluationsets files section sections yamltext",
     "mistral.configerrors": "section",
     "mistral.connection": "errors",
-    "mistral.corpus": "config errors files hubsource",
+    "mistral.corpus": "config errors files hubsource progress",
     "mistral.datasections": "files section",
     "mistral.dataset": "config errors files manifest shards tokens workspace",
     "mistral.deduplication": "config corpus files manifest ordered progress shards splitting",
@@ -43,7 +43,7 @@ IMPORTS = {
     ),
     "mistral.files": "errors",
     "mistral.hub": "cohort config errors files manifest metrics modelcard parity tensorfiles workspace",
-    "mistral.hubsource": "config errors files",
+    "mistral.hubsource": "config connection errors files progress refusals waiting",
     "mistral.lease": "errors files",
     "mistral.lineage": "cohort config dataset files manifest records tensorfiles workspace",
     "mistral.lines": "corpus datasections documents errors passthrough",
@@ -82,7 +82,7 @@ IMPORTS = {
     "mistral.units": (
         "config corpus dataset deduplication files manifest ordered packing progress readers shards splitting tokens"
     ),
-    "mistral.vocabulary": "config errors files passthrough",
+    "mistral.vocabulary": "config connection errors files passthrough",
     "mistral.waiting": "progress",
     "mistral.windows": "config dataset errors manifest shards tokens workspace",
     "mistral.workspace": "errors",
