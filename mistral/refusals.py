@@ -19,6 +19,7 @@ LONGEST_ASKED_SECONDS = 86_400.0  # the Hub may ask for more, and the command en
 HOPELESS = (402, 413, 501, 505, 507)
 XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 PAGE = re.compile(r"<(?:!doctype|html|\?xml|error)\b.*", re.IGNORECASE | re.DOTALL)
+SHAPE = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag", re.IGNORECASE)
 MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 STORAGE = re.compile(r"storage|quota|billing|payment|upgrade your plan", re.IGNORECASE)
 AGAIN = "run the same command again: what is published is not sent again"
@@ -106,10 +107,10 @@ def _is_no_address(error: Exception) -> bool:
 
 def _is_of_another_shape(error: Exception) -> bool:
     """Whether the answer was not what huggingface_hub reads: a page of a gateway, or a field that is missing."""
-    return isinstance(
-        error,
-        json.JSONDecodeError | UnicodeDecodeError | LookupError | TypeError | AttributeError | httpx2.DecodingError,
+    mistaken = (
+        json.JSONDecodeError | UnicodeDecodeError | LookupError | TypeError | AttributeError | httpx2.DecodingError
     )
+    return isinstance(error, mistaken) or (isinstance(error, ValueError) and SHAPE.search(str(error)) is not None)
 
 
 def _asked_for(response: httpx2.Response) -> float:

@@ -56,6 +56,11 @@ class Hub(hub_server.Hub):
         self.faults: list[Fault] = []
         self.kill: Kill | None = None
         self.heard = threading.Event()  # ends what is not heard
+        self.renamed: dict[str, str] = {}  # `models/<name>`: its new name
+        self.lag_after_commit = 0  # how many requests do not see a commit yet
+        self.lag = 0
+        self.before: dict[str, dict[str, str]] = {}  # branches as those requests see them
+        self.refused: dict[str, object] | None = None  # what the LFS batch says of every file
         self.lock = threading.RLock()
 
     def create(self, repository: str, private: bool) -> None:
@@ -74,6 +79,15 @@ class Hub(hub_server.Hub):
     def find(self, repository: str, revision: str) -> tuple[str, hub_server.Files] | None:
         """The commit that a branch, a tag or its own hash names."""
         return super().find(repository, self.tags.get(repository, {}).get(revision, revision))
+
+    def lag_behind(self, requests: int) -> None:
+        """Let the next requests see the branches as they are now, whatever is written meanwhile."""
+        self.lag, self.before = requests + 1, {name: dict(branches) for name, branches in self.branches.items()}
+
+    def seen(self, repository: str) -> dict[str, str]:
+        """The branches as a request sees them."""
+        self.lag -= self.lag > 0
+        return self.before[repository] if self.lag else self.branches[repository]
 
     def put(self, repository: str, branch: str, files: hub_server.Files) -> None:
         """Let a branch hold other files, as somebody else may."""
@@ -145,7 +159,7 @@ class Handler(hub_server.Handler):
             if what == "corrupt":
                 asked = self._corrupted(asked)
             done = not what or after or what == "corrupt"
-            reply: Reply = self._work(path, asked) if done else (0, {}, b"")
+            reply: Reply = (self._moved(path) or self._work(path, asked)) if done else (0, {}, b"")
             if kill:
                 os.kill(kill.pid, signal.SIGKILL)
                 return self._drop()
@@ -165,6 +179,13 @@ class Handler(hub_server.Handler):
         self.close_connection = True
         while self.connection.recv(65536):
             pass
+
+    def _moved(self, path: str) -> Reply | None:
+        """Where a repository is that has a new name now."""
+        for old, new in self.hub.renamed.items():
+            if path.startswith(f"/api/{old}"):
+                return 307, {"Location": f"http://{self.headers['Host']}{self.path.replace(old, new)}"}, b""
+        return None
 
     def _killing(self) -> Kill | None:
         """The kill that is due now."""
@@ -206,7 +227,9 @@ class Handler(hub_server.Handler):
         return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
 
     def _read_model(self, repository: str, rest: list[str]) -> Reply:
-        branches = self.hub.branches[repository]
+        branches = self.hub.seen(repository)
+        if rest[:1] == ["tree"] and branches is not self.hub.branches[repository]:
+            rest = rest if rest[1] in branches.values() else ["not yet"]
         match rest:
             case ["refs"]:
                 refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
@@ -276,6 +299,9 @@ class Handler(hub_server.Handler):
                 places = {f"{number:05d}": f"{here}/{number:05d}" for number in numbers}
                 upload = {"href": f"{here}/complete", "header": {"chunk_size": str(size), **places}}
             actions = {"upload": upload, "verify": {"href": here}}
+            if self.hub.refused:
+                objects.append({**wanted, "error": self.hub.refused})
+                continue
             objects.append(wanted if wanted["oid"] in self.hub.objects else {**wanted, "actions": actions})
         return as_json({"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": objects})
 
@@ -311,6 +337,8 @@ class Handler(hub_server.Handler):
                     files[value["path"]] = self.hub.objects[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
+        if self.hub.lag_after_commit:
+            self.hub.lag_behind(self.hub.lag_after_commit)
         commit = self.hub.add(repository, files, parent)
         self.hub.branches[repository][branch] = commit
         name = repository.partition("/")[2]
