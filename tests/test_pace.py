@@ -5,30 +5,15 @@ import time
 from pathlib import Path
 
 import pytest
-from told import Told
+from told import Clock, Told
 
 from mistral.config import load_experiment
 from mistral.files import write_bytes
 from mistral.pace import LONGEST_COMMIT_SECONDS, Pace
-from mistral.progress import Progress, Silent
+from mistral.progress import Silent
 from mistral.waiting import pause
 
 HOUR = 3600
-
-
-class Clock:
-    """A clock that only waiting moves."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-        self.slept: list[float] = []
-
-    def sleep(self, seconds: float, what: str, progress: Progress) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    def pace(self, folder: Path, limit: int, progress: Progress | None = None) -> Pace:
-        return Pace(folder, limit, progress or Silent(), lambda: self.now, self.sleep)
 
 
 def busiest_hour(arrived: list[float]) -> int:

@@ -1,6 +1,9 @@
-"""A Progress that keeps what it is told."""
+"""A Progress that keeps what it is told, and a clock that only waiting moves."""
 
-from mistral.progress import Silent
+from pathlib import Path
+
+from mistral.pace import Pace
+from mistral.progress import Progress, Silent
 
 
 class Told(Silent):
@@ -22,3 +25,18 @@ class Told(Silent):
     def expect(self, seconds: float) -> None:
         """Kept."""
         self.expected.append(seconds)
+
+
+class Clock:
+    """A clock that only waiting moves."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float, what: str, progress: Progress) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def pace(self, folder: Path, limit: int, progress: Progress | None = None) -> Pace:
+        return Pace(folder, limit, progress or Silent(), lambda: self.now, self.sleep)
