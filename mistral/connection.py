@@ -125,8 +125,9 @@ def _choose(client: type[Client]) -> None:
         lambda: client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=LIMITS)
     )
     constants.HF_HUB_DISABLE_XET = not wants_xet()
-    for name, value in XET.items():
-        os.environ.setdefault(name, value)
+    if wants_xet():
+        for name, value in XET.items():
+            os.environ.setdefault(name, value)
 
 
 def wants_xet() -> bool:
