@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.pool import ThreadPool  # whose threads hold no command that is told to stop
 
 from mistral.comparison import Attributes, Expected, contents
 from mistral.manifest import Manifest, Record
@@ -74,8 +74,8 @@ class Audit:
         attributes = read.attributes = read.attributes or self._attributes(repository, refs)
         heads = {name: refs.branches[name] for name in read.wanted if name in refs.branches}
         asked = {name: commit for name, commit in heads.items() if read.right.get(name) != commit}
-        with ThreadPoolExecutor(READERS) as pool:
-            trees = pool.map(partial(self._hub.tree, repository), asked.values())
+        with ThreadPool(READERS) as pool:
+            trees = pool.imap(partial(self._hub.tree, repository), asked.values())
             for (name, commit), tree in zip(asked.items(), trees, strict=True):
                 own = list(self._revision(f"{repository}@{name}", read.wanted[name], tree))
                 if contents(tree):

@@ -1,12 +1,17 @@
 """A Hub that takes a request and never answers, or stops in the middle, holds no command; waiting is told of."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import httpx2
+import huggingface_hub.constants
 import pytest
+from corpora import ROOT
 from hub_uploads import Fault
-from published import ALIAS
+from published import ALIAS, TOKEN
 from told import Told
 
 from mistral import waiting
@@ -103,6 +108,32 @@ def test_a_call_that_takes_long_is_told_of_as_long_as_it_takes(monkeypatch):
     told = Patient()
     assert watch(lambda: answered.wait() and "an answer", "send 498.0 MB", told, None) == "an answer"
     assert told.waits[:3] == ["send 498.0 MB: no answer yet after 0 s"] * 3
+
+
+@pytest.mark.parametrize("command", ["export --push", "verify --remote"])
+def test_a_command_that_waits_for_a_hub_that_hangs_stops_at_once_when_it_is_told_to(exported, tmp_path, command):
+    exported.export("alias", 0, 2)
+    exported.push()
+    exported.export("alias", 4)
+    heads = exported.hub.branches[f"models/{ALIAS}"]
+    request = {"export --push": "/branch/checkpoint-4", "verify --remote": f"/tree/{heads['checkpoint-2']}"}[command]
+    exported.hub.faults = [Fault(request, "hang", times=1000)]
+    exported.hub.requests.clear()
+    # These folders are exported already, as far as push can tell.
+    code = "from pipeline import cli, push; push.export = lambda *_, **__: push.PushSummary((), 0, ''); cli.main()"
+    own = {"HF_ENDPOINT": huggingface_hub.constants.ENDPOINT, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    name, option = command.split()
+    line = [sys.executable, "-c", code, name, str(tmp_path / "tiny.yaml"), option]
+    line += ["--workspace", str(exported.workspace.root)]
+    with subprocess.Popen(line, cwd=ROOT, env={**os.environ, **own}) as process:
+        while not exported.hub.made(request):
+            assert process.poll() is None
+            exported.hub.heard.wait(0.02)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(20) == 75
+        finally:
+            process.kill()
 
 
 def test_a_corpus_on_a_hub_that_hangs_is_given_up_with_advice_and_told_of_meanwhile(impatient, tmp_path, monkeypatch):
