@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool  # whose threads hold no command that is told to stop
 
-from mistral.comparison import Attributes, Expected, contents
+from mistral.comparison import Attributes, Expected, contents, renamed
 from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
-from mistral.publishing import MAIN, renamed, told_of_renaming
+from mistral.publishing import MAIN
 from mistral.remote import OWN, Hub, Refs, Tree
 from mistral.tensorfiles import MODEL
 
@@ -54,7 +54,7 @@ class Audit:
                 f"{repository}: found no repository that may be read, expected one of {len(recorded)} revisions; run "
                 "export --push, or set HF_TOKEN to a token that may read it"
             ]
-        problems = [told_of_renaming(about, repository)] if renamed(about, repository) else []
+        problems = [told] if (told := renamed(about, repository)) else []
         problems.extend(seen_otherwise(repository, "repository", about.private, public))
         read = _Reading(repository, {record.key[-1]: record for record in recorded} | {MAIN: recorded[-1]})
         self._progress.start(f"verify {repository}", len(read.wanted), "revisions")

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from mistral.manifest import FileEntry, Manifest, Record
-from mistral.remote import OWN, RemoteFile, Tree
+from mistral.remote import OWN, About, RemoteFile, Tree
 
 LARGE_FILE = "filter=lfs diff=lfs merge=lfs -text"  # what the Hub adds to its own file for a large one, after its name
 
@@ -88,3 +88,13 @@ class Attributes:
 def contents(tree: Tree) -> Tree:
     """What people put there: all but the Hub's own file."""
     return {name: file for name, file in tree.items() if name != OWN}
+
+
+def renamed(about: About, repository: str) -> str | None:
+    """What is told of a repository that the Hub has under another name now; it answers for both names."""
+    if about.name.lower() == repository.lower():
+        return None
+    return (
+        f"{repository}: found it renamed to {about.name}, expected the name that its model cards tell; rename it back "
+        "on the Hub, and run the same command again"
+    )

@@ -11,7 +11,7 @@ from functools import partial
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from mistral.comparison import Attributes, Expected, contents
+from mistral.comparison import Attributes, Expected, contents, renamed
 from mistral.config import Experiment
 from mistral.errors import ConfigError
 from mistral.manifest import Manifest, Record
@@ -143,8 +143,8 @@ class Publisher:
         """
         private = site.about.private and not public if site.about else not public
         outcome = Outcome(site.repository, site.refs, private)
-        if site.about and renamed(site.about, site.repository):
-            outcome.refused.append(told_of_renaming(site.about, site.repository))
+        if site.about and (told := renamed(site.about, site.repository)):
+            outcome.refused.append(told)
             return outcome
         self._progress.start(f"push {site.repository}", len(site.chosen), "revisions")
         try:
@@ -182,7 +182,7 @@ class Publisher:
             head = heads.get(record.key[-1])
             if record.key in chosen or self._is_proven(site.repository, heads, record):
                 return record
-            if head and not self._expected.differences(record, self._hub.tree(site.repository, head)):
+            if head and contents(self._hub.tree(site.repository, head)):  # a kill may have left it empty
                 return record
         return site.chosen[-1]
 
@@ -233,7 +233,7 @@ class Publisher:
             self._commit(outcome, branches, record, branch, ())
 
     def _main(self, outcome: Outcome, branches: Branches, recorded: Sequence[Record], last: Record) -> None:
-        """Let `main` hold the last revision, unless what it holds is no revision of the run."""
+        """Let `main` hold the last revision, unless it holds a later one, or what is no revision of the run."""
         repository, head = branches.repository, branches.heads.get(MAIN)
         if self._is_proven(repository, branches.heads, last, MAIN):
             return
@@ -241,8 +241,12 @@ class Publisher:
         if head and not self._differences(branches, last, tree, head):
             self._receipts.write(self._place(repository, MAIN), last, head)
             return
-        own, found = {self._expected.files(record)[MODEL].sha256 for record in recorded}, contents(tree)
-        if found and (MODEL not in found or found[MODEL].sha256 not in own):
+        steps = {self._expected.files(record)[MODEL].sha256: record.facts["step"] for record in recorded}
+        found = contents(tree)
+        step = steps.get(found[MODEL].sha256 or "") if MODEL in found else None
+        if step is not None and step > last.facts["step"]:
+            return
+        if found and step is None:
             outcome.refused.append(f"{repository}@{MAIN}: found the model of no revision; {FOREIGN}")
         elif head and (problems := branches.attributes.differences(last, tree, head)):
             outcome.refused += [f"{repository}@{MAIN}: {problem}; {FOREIGN}" for problem in problems]
@@ -288,19 +292,6 @@ class Publisher:
         branches.heads[branch] = commit
         self._receipts.write(self._place(repository, branch), record, commit)
         outcome.pushed.append(branch)
-
-
-def renamed(about: About, repository: str) -> bool:
-    """Whether the Hub answers for another repository, as it does once one has a new name."""
-    return about.name.lower() != repository.lower()
-
-
-def told_of_renaming(about: About, repository: str) -> str:
-    """What a renamed repository is told as."""
-    return (
-        f"{repository}: found it renamed to {about.name}, expected the name that its model cards tell; rename it back "
-        "on the Hub, and run the same command again"
-    )
 
 
 def collect(hub: Hub, experiment: Experiment, repositories: Iterable[str], public: bool) -> Collection | None:

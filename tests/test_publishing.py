@@ -46,6 +46,16 @@ def test_a_step_that_is_left_out_is_published_later_and_main_never_goes_back(exp
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
 
 
+def test_main_never_goes_back_when_the_branch_of_its_step_is_gone(exported):
+    exported.export("alias", 0, 9, 10)
+    exported.push()
+    del exported.hub.branches[f"models/{ALIAS}"]["checkpoint-10"]
+    exported.push(steps=[0])
+    assert exported.hub.files(ALIAS)["main"] == exported.expected("alias", 10)["main"]
+    exported.push()
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
+
+
 def test_a_repository_is_private_unless_it_is_to_be_public(exported):
     exported.export("alias", 0)
     exported.push()
