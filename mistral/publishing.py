@@ -197,10 +197,9 @@ class Publisher:
             return
         attributes = Attributes(began.get(OWN), root, partial(self._hub.text, repository, OWN))
         branches = Branches(repository, heads, root, attributes)
-        left = len(self.unproven(site)) + 1
-        for record in site.chosen:
-            self._progress.expect(self._pace.seconds_until(left))
-            left -= not self._is_proven(repository, heads, record)
+        for number, record in enumerate(site.chosen):
+            missing = sum(later.key[-1] not in heads for later in site.chosen[number:])
+            self._progress.expect(self._pace.seconds_until(missing + 1 if missing else 0))  # and main
             self._revision(outcome, branches, record)
             self._progress.advance(1)
         if not outcome.refused:

@@ -135,15 +135,15 @@ def push(
 
 def estimate(publisher: "Publisher", sites: Sequence["Site"], pace: Pace) -> str:
     """How much there is to publish and how long that takes at least."""
-    total, left = sum(len(site.chosen) for site in sites), {site.repository: publisher.unproven(site) for site in sites}
-    revisions, places = sum(map(len, left.values())), f"{len(sites)} repositories"
-    if not revisions:
+    total, places = sum(len(site.chosen) for site in sites), f"{len(sites)} repositories"
+    unproven = [(site, record) for site in sites for record in publisher.unproven(site)]
+    if not unproven:
         return f"all {total:,} revisions of {places} are on the Hub, as far as receipts tell"
-    new = [r for site in sites for r in left[site.repository] if r.key[-1] not in site.refs.branches]
+    new = [record for site, record in unproven if record.key[-1] not in site.refs.branches]
     size = sum(entry.bytes for record in new for entry in record.files)
-    commits = revisions + sum(1 for records in left.values() if records)  # and main of each repository
+    commits = len(new) + len({record.key[0] for record in new})  # and main of each run
     hours = pace.seconds_until(commits) / 3600
-    compared = f", and {revisions - len(new):,} to compare" if revisions > len(new) else ""
+    compared = f", and {len(unproven) - len(new):,} to compare" if len(unproven) > len(new) else ""
     return (
         f"to publish: {len(new):,} of {total:,} revisions in {places}: {size / 1e9:,.2f} GB{compared}\n"
         f"  this takes at least {hours:,.1f} h at {pace.commits_per_hour:,} commits an hour (export.commits_per_hour)"
