@@ -75,7 +75,7 @@ class Audit:
         heads = {name: refs.branches[name] for name in read.wanted if name in refs.branches}
         asked = {name: commit for name, commit in heads.items() if read.right.get(name) != commit}
         with ThreadPool(READERS) as pool:
-            trees = pool.imap(partial(self._hub.tree, repository), asked.values())
+            trees = pool.imap(lambda head: self._hub.tree(repository, head[1], head[0]), asked.items())
             for (name, commit), tree in zip(asked.items(), trees, strict=True):
                 own = list(self._revision(f"{repository}@{name}", read.wanted[name], tree))
                 if contents(tree):
@@ -175,7 +175,12 @@ def uncollected(
     Raises:
         EnvironmentProblem: the Hub refuses a call, or cannot be reached.
     """
-    found = hub.collection(organization, title)
+    wanted = set(repositories)
+    found = hub.settled(
+        f"compare the collection {title!r}",
+        lambda: hub.collection(organization, title),
+        lambda found: found is not None and wanted <= found.models,
+    )
     if found is None:
         yield (
             f"{organization}: found no collection {title!r} that may be read, expected one of all runs; run export "
@@ -183,6 +188,5 @@ def uncollected(
         )
         return
     yield from seen_otherwise(found.slug, "collection", found.private, public)
-    for repository in repositories:
-        if repository not in found.models:
-            yield f"{found.slug}: found a collection without {repository}, expected it; run export --push"
+    for repository in sorted(wanted - found.models):
+        yield f"{found.slug}: found a collection without {repository}, expected it; run export --push"

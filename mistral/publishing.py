@@ -182,7 +182,9 @@ class Publisher:
             head = heads.get(record.key[-1])
             if record.key in chosen or self._is_proven(site.repository, heads, record):
                 return record
-            if head and contents(self._hub.tree(site.repository, head)):  # a kill may have left it empty
+            if head and contents(
+                self._hub.tree(site.repository, head, record.key[-1])
+            ):  # a kill may have left it empty
                 return record
         return site.chosen[-1]
 
@@ -216,7 +218,7 @@ class Publisher:
         if self._is_proven(repository, branches.heads, record):
             outcome.already += 1
             return
-        tree = self._hub.tree(repository, head) if head and head != branches.root else {}
+        tree = self._hub.tree(repository, head, branch) if head and head != branches.root else {}
         problems = self._differences(branches, record, tree, head) if head and contents(tree) else []
         if problems:
             outcome.refused += [f"{repository}@{branch}: {problem}" for problem in problems]
@@ -236,7 +238,7 @@ class Publisher:
         repository, head = branches.repository, branches.heads.get(MAIN)
         if self._is_proven(repository, branches.heads, last, MAIN):
             return
-        tree = self._hub.tree(repository, head) if head else {}
+        tree = self._hub.tree(repository, head, MAIN) if head else {}
         if head and not self._differences(branches, last, tree, head):
             self._receipts.write(self._place(repository, MAIN), last, head)
             return
@@ -282,7 +284,7 @@ class Publisher:
         commit = self._hub.commit(change, self._pace, lambda tree, commit: not differences(tree, commit))
         tree = self._hub.settled(
             f"compare {repository}@{branch}",
-            lambda: self._hub.tree(repository, commit),
+            lambda: self._hub.tree(repository, commit, branch),
             lambda tree: not differences(tree, commit),
         )
         if problems := differences(tree, commit):

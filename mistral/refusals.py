@@ -10,7 +10,7 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from mistral.connection import RETRYABLE, Refusal
+from mistral.connection import RETRYABLE, Dropped, Refusal
 
 ATTEMPTS = 8
 LONGEST_BACK_OFF_SECONDS = 60.0
@@ -98,7 +98,7 @@ def is_busy(error: Exception) -> bool:
 def _is_dropped(error: Exception) -> bool:
     """Whether the connection broke or stood still; hf-xet has no errors of its own for that."""
     dropped = isinstance(error, ConnectionError | TimeoutError | httpx2.TransportError)
-    return dropped and not _is_no_address(error)
+    return dropped and not _is_no_address(error) and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _is_no_address(error: Exception) -> bool:
@@ -131,8 +131,9 @@ def reason_of(error: Exception) -> str:
         return f"the Hub answered {status}{phrase}{f': {told}' if told else ''}"
     if _is_of_another_shape(error):
         return f"the Hub answered in another form than expected ({type(error).__name__}: {error})"
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    return f"{type(cause).__name__}: {cause}"
+    cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+    text = str(cause) if isinstance(cause, Dropped) else f"{type(cause).__name__}: {cause}"
+    return f"no connection to the Hub, or one that stood still ({text})" if _is_dropped(cause) else text
 
 
 def told_by(error: BaseException) -> str:

@@ -160,9 +160,9 @@ class Hub:
         info = self._asking.ask(what, lambda: self._api.model_info(repository, revision=revision), fresh=True)
         return str(info.sha)
 
-    def tree(self, repository: str, commit: str) -> Tree:
-        """The files of a commit that is there."""
-        return self._asking.ask(f"list {repository} at {commit}", lambda: self._tree(repository, commit), fresh=True)
+    def tree(self, repository: str, commit: str, branch: str = "its first commit") -> Tree:
+        """The files of a commit that is there; messages name the branch that it is the newest commit of."""
+        return self._asking.ask(f"list {repository} at {branch}", lambda: self._tree(repository, commit), fresh=True)
 
     def _tree(self, repository: str, revision: str) -> Tree:
         entries = self._api.list_repo_tree(repository, recursive=True, revision=revision)

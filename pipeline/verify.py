@@ -43,7 +43,7 @@ class VerifyReport:
     def advice(self) -> str:
         """What to do about the problems."""
         here = "restore these files, or remove their records and run the stage again"
-        there = "of what is on the Hub each line says what to do"
+        there = "on the Hub remove what differs, which is never overwritten, then run export --push for what is missing"
         if not self.published:
             return here
         if len(self.published) == len(self.problems):

@@ -259,8 +259,8 @@ def test_hundreds_of_problems_are_not_waited_for(exported):
     ("here", "there", "advice"),
     [
         (1, 0, "restore these files, or remove their records and run the stage again"),
-        (0, 1, "the files here are as recorded; of what is on the Hub each line says what to do"),
-        (1, 1, "restore these files, or remove their records and run the stage again; of what is on the Hub each line"),
+        (0, 1, "the files here are as recorded; on the Hub remove what differs"),
+        (1, 1, "restore these files, or remove their records and run the stage again; on the Hub remove what differs"),
     ],
 )
 def test_the_last_line_of_verify_speaks_of_what_differs(here, there, advice):

