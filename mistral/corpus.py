@@ -17,6 +17,7 @@ from mistral.config import Experiment, FilesSource, HubSource, PackageSource
 from mistral.errors import DataError
 from mistral.files import digest_of
 from mistral.hubsource import fetched_commit, open_dataset, saved_dataset
+from mistral.progress import Progress
 
 FORMATS = (".jsonl.gz", ".jsonl.zst", ".jsonl", ".json", ".parquet", ".txt", ".md")
 COMPRESSED = (".jsonl.gz", ".jsonl.zst")
@@ -106,13 +107,14 @@ class Plan:
     commits: tuple[str | None, ...] = ()  # of each source: the commit that it was fetched at from the Hub
 
 
-def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Plan:
+def plan_units(experiment: Experiment, sources: Path, fetch: bool = True, progress: Progress | None = None) -> Plan:
     """Cut the source of an experiment into units.
 
     Args:
         experiment: whose data section names the source.
         sources: the folder for datasets of the Hub.
         fetch: whether a dataset that is not in that folder yet may be fetched.
+        progress: is told of waiting for the Hub.
 
     Raises:
         DataError: a glob matches nothing, a file has no known format or is in both splits, a package is not installed,
@@ -127,7 +129,7 @@ def plan_units(experiment: Experiment, sources: Path, fetch: bool = True) -> Pla
     for number, source in enumerate(data.sources()):
         prefix = f"{number}/" if number else ""
         if isinstance(source, HubSource):
-            folder = saved_dataset(experiment, source, sources, fetch)
+            folder = saved_dataset(experiment, source, sources, fetch, progress)
             commits.append(fetched_commit(folder))
             for part, target in _dataset_parts(source, split):
                 files[prefix + part] = SourceFile.at(folder, part)

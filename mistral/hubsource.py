@@ -16,15 +16,27 @@ from mistral.files import (
     storage_errors,
     temporary_beside,
 )
+from mistral.progress import Progress, Silent
+from mistral.waiting import watch
 
 COMMIT = "fetched.json"  # in a fetched folder: from where, and at which commit
 
 
-def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetch: bool) -> Path:
+def saved_dataset(
+    experiment: Experiment, source: HubSource, sources: Path, fetch: bool, progress: Progress | None = None
+) -> Path:
     """The folder of a saved dataset: the one that is named, or one fetched from the Hub into the workspace once.
+
+    Args:
+        experiment: its relative paths start from its folder.
+        source: which dataset.
+        sources: the folder for datasets of the Hub.
+        fetch: whether a dataset that is not in that folder yet may be fetched.
+        progress: is told of waiting for the Hub.
 
     Raises:
         DataError: it cannot be fetched.
+        EnvironmentProblem: the token of the Hub holds what no token holds.
     """
     local = experiment.path(source.hub)
     if local.is_dir():
@@ -36,7 +48,7 @@ def saved_dataset(experiment: Experiment, source: HubSource, sources: Path, fetc
             raise DataError(
                 f"data.source.hub: found no {folder}, expected the fetched dataset; run preprocess with --fetch-only"
             )
-        _fetch(source, folder)
+        _fetch(source, folder, progress or Silent())
     return folder
 
 
@@ -46,19 +58,15 @@ def fetched_commit(folder: Path) -> str | None:
     return str(read_json(path)["commit"]) if path.exists() else None
 
 
-def _fetch(source: HubSource, folder: Path) -> None:
+def _fetch(source: HubSource, folder: Path, progress: Progress) -> None:
     """Fetch a dataset at the commit that its revision names now, and keep that commit beside it."""
-    import datasets
-    from huggingface_hub import HfApi
+    from mistral.connection import limit_waiting
 
-    splits = [source.split] + ([source.validation_split] if source.validation_split else [])
+    limit_waiting()
     temporary = temporary_beside(folder)
     make_folder(folder.parent)
     try:
-        commit = HfApi().dataset_info(source.hub, revision=source.revision).sha
-        loaded = datasets.DatasetDict(
-            {split: datasets.load_dataset(source.hub, source.config, revision=commit, split=split) for split in splits}
-        )
+        commit, loaded = watch(lambda: _load(source), f"fetch {source.hub} from the Hub", progress, None)
         with storage_errors(folder):
             loaded.save_to_disk(str(temporary))
             (temporary / COMMIT).write_bytes(canonical_json({"commit": commit, **source.model_dump(mode="json")}))
@@ -67,13 +75,32 @@ def _fetch(source: HubSource, folder: Path) -> None:
     except MistralError:
         raise
     except Exception as error:  # every library below has its own word for having no network
+        from mistral.refusals import is_busy, reason_of
+
+        name = f"dataset {source.hub} at revision {source.revision}"
+        if is_busy(error):
+            raise DataError(
+                f"data.source.hub: cannot fetch the {name}: {reason_of(error)}\n"
+                "  run the same command again once the Hub answers: what is fetched is kept"
+            ) from error
         raise DataError(
-            f"data.source.hub: found no dataset {source.hub} at revision {source.revision} ({error})\n"
+            f"data.source.hub: found no {name} ({error})\n"
             "  expected a folder written by save_to_disk, or a dataset of the Hub and a network: run preprocess where "
             "there is one"
         ) from error
     finally:
         remove_folder(temporary)
+
+
+def _load(source: HubSource) -> tuple[str | None, Any]:
+    """The commit that a revision names now, and the splits of the dataset at that commit."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    splits = [source.split] + ([source.validation_split] if source.validation_split else [])
+    commit = HfApi().dataset_info(source.hub, revision=source.revision).sha
+    loaded = {split: datasets.load_dataset(source.hub, source.config, revision=commit, split=split) for split in splits}
+    return commit, datasets.DatasetDict(loaded)
 
 
 def _make_durable(folder: Path) -> None:

@@ -1,62 +1,121 @@
-"""commits per hour -> waiting before each commit; what this workspace sent in the last hour is kept in a file.
+"""commits per hour -> a turn for each commit, over all processes of a workspace; numbered files say who had which.
 
-The Hub counts commits over an hour, so a command that was stopped and is run again must know what it sent before.
+The Hub counts the commits of an hour, so a command that was stopped and is run again, or runs twice at once, must know
+what was sent before. Commit n may be sent an hour after commit n - limit had arrived. A process takes a turn by
+creating the file with the next number. It does so with link(2), which lets only one process create it.
 """
 
+import contextlib
+import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mistral.files import make_folder, storage_errors, write_bytes
+from mistral.files import make_folder, publish_bytes, storage_errors, write_bytes
+from mistral.progress import Progress
+from mistral.waiting import pause
 
 HOUR_SECONDS = 3600.0
+LONGEST_COMMIT_SECONDS = 300.0  # in which a commit arrives, or is given up
+KEPT_SECONDS = 86_400.0
 WORTH_TELLING_SECONDS = 60.0
 
 
 class Pace:
-    """The commits of the last hour.
+    """The commits of a workspace.
 
     Args:
-        journal: one line for each commit: when it was sent, in seconds since 1970.
+        folder: one file for each commit, named by its number: when it had arrived, in seconds since 1970.
         commits_per_hour: no hour holds more of them.
+        progress: is told of the waiting.
         clock: tells the time.
-        sleep: waits some seconds.
+        wait: waits some seconds.
     """
 
     def __init__(
         self,
-        journal: Path,
+        folder: Path,
         commits_per_hour: int,
+        progress: Progress,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        wait: Callable[[float, str, Progress], None] = pause,
     ) -> None:
-        self._journal, self._limit, self._clock, self._sleep = journal, commits_per_hour, clock, sleep
-        self._sent = deque(_recent(_read(journal), clock()))
-        write_bytes(journal, "".join(f"{sent:.3f}\n" for sent in self._sent).encode())
+        self._folder, self.commits_per_hour, self._progress = folder, commits_per_hour, progress
+        self._clock, self._wait = clock, wait
+        make_folder(folder)
+        numbers = self._numbers()
+        for number in numbers:  # the newest stays, so that no number is used twice
+            if self._arrived(number) < clock() - KEPT_SECONDS and number != numbers[-1]:
+                self._file(number).unlink(missing_ok=True)
 
-    def wait(self, tell: Callable[[str], None]) -> None:
-        """Wait until one more commit fits into the hour, and count it: it is about to be sent."""
-        while len(self._sent) >= self._limit:
-            seconds = self._sent[-self._limit] + HOUR_SECONDS - self._clock()
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until one more commit fits into the hour; it is sent within this block."""
+        number = self._take()
+        try:
+            yield
+        finally:
+            self._write(number, self._clock())
+
+    def seconds_until(self, commits: int) -> float:
+        """When the last of so many further commits can be sent, if none of them takes any time."""
+        hours, last = divmod(commits - 1, self.commits_per_hour)
+        return hours * HOUR_SECONDS + self._seconds_until(self._newest() + last + 1) if commits > 0 else 0.0
+
+    def _take(self) -> int:
+        """Take a turn; returns its number."""
+        told = False
+        while True:
+            number = self._newest() + 1
+            seconds = self._seconds_until(number)
             if seconds <= 0:
-                self._sent.popleft()
-                continue
-            if seconds >= WORTH_TELLING_SECONDS:
-                tell(f"{self._limit} commits in the last hour (export.commits_per_hour): waiting {seconds:.0f} s")
-            self._sleep(seconds)
-        self._sent.append(self._clock())
-        with storage_errors(self._journal), self._journal.open("a", encoding="utf-8") as journal:
-            journal.write(f"{self._sent[-1]:.3f}\n")
+                # Until the commit is over it counts as one that arrives as late as it can: a kill leaves this file.
+                latest = self._clock() + LONGEST_COMMIT_SECONDS
+                if publish_bytes(self._file(number), _text(latest)):
+                    return number
+                continue  # another process took it
+            reason = f"{self.commits_per_hour:,} commits in the last hour (export.commits_per_hour)"
+            if seconds >= WORTH_TELLING_SECONDS and not told:
+                self._progress.say(f"{reason}: waiting {seconds:,.0f} s")
+                told = True
+            self._wait(seconds, reason, self._progress)
+
+    def _seconds_until(self, number: int) -> float:
+        """How long until a commit may be sent, given those that are on file."""
+        return max(0.0, self._arrived(number - self.commits_per_hour) + HOUR_SECONDS - self._clock())
+
+    def _arrived(self, number: int) -> float:
+        """When a commit had arrived; long ago if there is no file of it.
+
+        A time far ahead was written before the clock was set back. It and a damaged file count as commits of this
+        moment from now on.
+        """
+        now = self._clock()
+        try:
+            arrived = float(self._file(number).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return 0.0
+        except ValueError:
+            arrived = math.inf
+        if arrived <= now + LONGEST_COMMIT_SECONDS:
+            return arrived
+        self._write(number, now)
+        return now
+
+    def _write(self, number: int, arrived: float) -> None:
+        write_bytes(self._file(number), _text(arrived))
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:08d}"
+
+    def _newest(self) -> int:
+        return self._numbers()[-1]
+
+    def _numbers(self) -> list[int]:
+        """The numbers on file in order, 0 before them."""
+        with storage_errors(self._folder):
+            return [0, *sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())]
 
 
-def _read(journal: Path) -> list[float]:
-    """The times in the file; a line that a kill cut short is left out."""
-    make_folder(journal.parent)
-    text = journal.read_text(encoding="utf-8") if journal.exists() else ""
-    return sorted(float(line) for line in text.splitlines() if line.replace(".", "", 1).isdigit())
-
-
-def _recent(times: list[float], now: float) -> list[float]:
-    """Those of the last hour; a time that is still to come is of a clock that was set back."""
-    return [sent for sent in times if now - HOUR_SECONDS < sent <= now]
+def _text(seconds: float) -> bytes:
+    return f"{seconds:.3f}\n".encode()

@@ -18,6 +18,12 @@ class Progress(Protocol):
     def finish(self) -> None:
         """The piece of work has ended."""
 
+    def expect(self, seconds: float) -> None:
+        """What is left takes at least so long, however fast the units before it were."""
+
+    def waiting(self, text: str) -> None:
+        """What the work waits for; called about once a second, and shown at least every 30 seconds."""
+
     def say(self, text: str) -> None:
         """One line for the reader."""
 
@@ -32,6 +38,12 @@ class Silent:
         """Ignored."""
 
     def finish(self) -> None:
+        """Ignored."""
+
+    def expect(self, seconds: float) -> None:
+        """Ignored."""
+
+    def waiting(self, text: str) -> None:
         """Ignored."""
 
     def say(self, text: str) -> None:

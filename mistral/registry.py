@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mistral.files import write_bytes
+from mistral.files import read_json, write_bytes
 
 PAGE = "README.md"
 
@@ -14,13 +14,27 @@ def write_registry(path: Path, registry: dict[str, Any]) -> None:
 
     Args:
         path: of models.json.
-        registry: `experiment`, `organization`, `collection` (its address, or null) and `models`: of each run its `run`,
-            `seed`, `url`, `main` (the step that it holds), `tag` (or null) and `revisions` (the commit of each).
+        registry: `experiment`, `organization`, `collection` (its address, or null), `collection_public` (or null) and
+            `models`: of each run its `run`, `seed`, `url`, `public`, `main` (the step that it holds), `tag` (or null)
+            and `revisions` (the commit of each).
     """
     page = registry_page(registry)
     for target, text in ((path, json.dumps(registry, indent=2) + "\n"), (path.with_name(PAGE), page)):
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             write_bytes(target, text.encode())
+
+
+def published_visibility(path: Path) -> dict[str, bool]:
+    """Whether everyone could read each run, by its name, and the collection, by the empty name, when it was published.
+
+    What models.json does not tell is left out.
+    """
+    try:
+        told = read_json(path)
+        seen = {model["run"]: model["public"] for model in told["models"]} | {"": told["collection_public"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return {name: public for name, public in seen.items() if isinstance(public, bool)}
 
 
 def registry_page(registry: dict[str, Any]) -> str:

@@ -1,30 +1,37 @@
 """repositories on the Hugging Face Hub -> their branches and files; commits that are sent once, however often asked.
 
-Each call is made again after 429 (when the Hub says), 5xx and dropped connections. A commit that may have landed is
-looked for before it is sent again, and names the commit that it follows, so that the Hub refuses it a second time.
+Each call has a time limit, and is repeated after 429 (when the Hub says), 5xx and dropped connections. A commit whose
+answer was lost is looked for before it is sent again. It names the commit that it follows, so that the Hub refuses a
+second one.
 """
 
 import itertools
-import json
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    get_session,
+    hf_hub_url,
+)  # fmt: skip
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
+from mistral.asking import ANSWER_SECONDS, Asking
+from mistral.connection import ask_once
 from mistral.errors import EnvironmentProblem
-from mistral.pace import Pace
+from mistral.pace import LONGEST_COMMIT_SECONDS, Pace
 from mistral.progress import Progress
+from mistral.refusals import seconds_until_retry
 
-ATTEMPTS = 8
-LONGEST_BACK_OFF_SECONDS = 60.0
 OWN = ".gitattributes"  # the Hub puts it into every repository
+SLOWEST_BYTES_PER_SECOND = 50_000  # of an upload
 Answer = TypeVar("Answer")
 
 
@@ -37,15 +44,23 @@ class RemoteFile:
     blob_sha1: str
 
 
-Tree = dict[str, RemoteFile]  # by path, without the Hub's own file
+Tree = dict[str, RemoteFile]  # by path
 
 
 @dataclass(frozen=True)
 class Refs:
-    """What a repository names: the newest commit of each branch, and its tags."""
+    """What a repository names: the newest commit of each branch, and the commit or the tag object of each tag."""
 
     branches: dict[str, str]
-    tags: frozenset[str]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the Hub says of a repository: the name that it has now, and whether only members see it."""
+
+    name: str
+    private: bool
 
 
 @dataclass(frozen=True)
@@ -78,67 +93,121 @@ class Hub:
     """
 
     def __init__(self, token: str | None, progress: Progress) -> None:
-        disable_progress_bars()  # progress goes through the reporter
-        self._api = HfApi(token=token or False, library_name="mistral-pipeline")  # False: no token of another place
-        self._progress = progress
+        ask_once()
+        self._token: str | bool = token or False  # False: no token of another place
+        self._api = HfApi(token=self._token, library_name="mistral-pipeline")
+        self._asking = Asking(token, progress)
+
+    def settled(self, what: str, read: Callable[[], Answer], right: Callable[[Answer], bool]) -> Answer:
+        """Read what was written a moment ago; while it is not right, again, as the Hub's listings may lag behind."""
+        return self._asking.settled(what, read, right)
 
     def url(self, repository: str) -> str:
         """Where people find a repository."""
         return f"{self._api.endpoint}/{repository}"
 
+    def about(self, repository: str) -> About | None:
+        """What the Hub says of a repository; None if there is none, or none that may be seen."""
+        what = f"ask for {repository}"
+        info = self._if_there(lambda: self._asking.ask(what, lambda: self._api.model_info(repository)))
+        return About(str(info.id), bool(info.private)) if info else None
+
     def create(self, repository: str, public: bool) -> None:
-        """Create a repository, private unless `public`; one that is there is made public if it is to be."""
+        """Create a repository, private unless `public`; one that is there stays as it is."""
 
         def create() -> None:
-            self._api.create_repo(repository, private=not public, exist_ok=True)
-            if public and self._api.model_info(repository).private:
-                self._api.update_repo_settings(repository, private=False, repo_type="model")
+            try:
+                self._api.create_repo(repository, private=not public)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409 or seconds_until_retry(error, 1) is not None:
+                    raise
 
-        self._ask(f"create {repository}", create)
+        self._asking.ask(f"create {repository}", create)
 
-    def refs(self, repository: str) -> Refs | None:
-        """Branches and tags; None if there is no such repository, or none that may be seen."""
+    def open(self, repository: str) -> None:
+        """Let everyone read a repository."""
+        what = f"make {repository} public"
+        self._asking.ask(what, lambda: self._api.update_repo_settings(repository, private=False, repo_type="model"))
+
+    def refs(self, repository: str, created: bool = False) -> Refs | None:
+        """Branches and tags; None if there is no such repository, or none that may be seen.
+
+        Args:
+            repository: `ORG/<run>`.
+            created: it was created a moment ago, so it is there, though the Hub may need some time to know it.
+        """
+        what = f"list the branches of {repository}"
+        refs = self._if_there(
+            lambda: self._asking.ask(what, lambda: self._api.list_repo_refs(repository), fresh=created)
+        )
+        if refs is None:
+            return None
+        branches = {branch.name: branch.target_commit for branch in refs.branches}
+        return Refs(branches, {tag.name: tag.target_commit for tag in refs.tags})
+
+    def _if_there(self, ask: Callable[[], Answer]) -> Answer | None:
+        """An answer about a repository; None if there is no such repository."""
         try:
-            refs = self._ask(f"list the branches of {repository}", lambda: self._api.list_repo_refs(repository))
+            return ask()
         except EnvironmentProblem as error:
             if isinstance(error.__cause__, RepositoryNotFoundError):
                 return None
             raise
-        branches = {branch.name: branch.target_commit for branch in refs.branches}
-        return Refs(branches, frozenset(tag.name for tag in refs.tags))
 
     def commit_of(self, repository: str, revision: str) -> str:
-        """The commit that a branch or a tag names; of a tag that is an object of its own, the one behind it."""
+        """The commit that a branch or a tag that is there names; of a tag that is an object, the one behind it."""
         what = f"ask for {repository} at {revision}"
-        return str(self._ask(what, lambda: self._api.model_info(repository, revision=revision)).sha)
+        info = self._asking.ask(what, lambda: self._api.model_info(repository, revision=revision), fresh=True)
+        return str(info.sha)
 
-    def tree(self, repository: str, revision: str) -> Tree:
-        """The files of a branch or commit."""
-        return self._ask(f"list {repository} at {revision}", lambda: self._tree(repository, revision))
+    def tree(self, repository: str, commit: str, branch: str = "its first commit") -> Tree:
+        """The files of a commit that is there; messages name the branch that it is the newest commit of."""
+        return self._asking.ask(f"list {repository} at {branch}", lambda: self._tree(repository, commit), fresh=True)
 
     def _tree(self, repository: str, revision: str) -> Tree:
         entries = self._api.list_repo_tree(repository, recursive=True, revision=revision)
         return {
             entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
             for entry in entries
-            if isinstance(entry, RepoFile) and entry.path != OWN
+            if isinstance(entry, RepoFile)
         }
 
-    def first_commit(self, repository: str) -> str:
-        """The commit that a repository began with, before there were any files."""
-        commits = self._ask(f"list the commits of {repository}", lambda: self._api.list_repo_commits(repository))
-        return commits[-1].commit_id
+    def text(self, repository: str, path: str, commit: str) -> str:
+        """A small text file of a commit."""
+
+        def read() -> str:
+            url = hf_hub_url(repository, path, revision=commit)
+            response = get_session().get(url, headers=build_hf_headers(token=self._token))
+            hf_raise_for_status(response)
+            return response.text
+
+        return self._asking.ask(f"read {path} of {repository} at {commit}", read)
+
+    def first_commit(self, repository: str, refs: Refs) -> str:
+        """The commit that a repository began with, before there were any files.
+
+        Raises:
+            EnvironmentProblem: the Hub refuses the call, or the repository has no branch.
+        """
+        branch = "main" if "main" in refs.branches else next(iter(refs.branches), None)
+        if branch is None:
+            raise EnvironmentProblem(
+                f"{self.url(repository)}: found a repository without any branch, expected main\n"
+                "  remove the repository on the Hub, and run the same command again"
+            )
+        list_commits = partial(self._api.list_repo_commits, repository, revision=branch)
+        return self._asking.ask(f"list the commits of {repository}", lambda: list_commits()[-1].commit_id)
 
     def create_branch(self, repository: str, branch: str, commit: str) -> None:
         """Let a branch begin at a commit; one that is there stays as it is."""
-        self._ask(
+        self._asking.ask(
             f"create the branch {branch} of {repository}",
             lambda: self._api.create_branch(repository, branch=branch, revision=commit, exist_ok=True),
         )
 
     def create_tag(self, repository: str, tag: str, commit: str) -> None:
         """Name a commit; a tag that is there stays where it is."""
-        self._ask(
+        self._asking.ask(
             f"create the tag {tag} of {repository}",
             lambda: self._api.create_tag(repository, tag=tag, revision=commit, exist_ok=True),
         )
@@ -146,7 +215,7 @@ class Hub:
     def collection(self, organization: str, title: str) -> Collection | None:
         """The collection of an organization that has a title; None if there is none, or none that may be seen."""
         what = f"look for the collection {title!r} of {organization}"
-        return self._ask(what, lambda: self._find_collection(organization, title))
+        return self._asking.ask(what, lambda: self._find_collection(organization, title))
 
     def _find_collection(self, organization: str, title: str) -> Collection | None:
         slugs = [one.slug for one in self._api.list_collections(owner=organization) if one.title == title]
@@ -171,114 +240,73 @@ class Hub:
                 self._api.update_collection_metadata(found.slug, private=False)
             return found
 
-        return self._ask(f"create the collection {title!r} of {organization}", create)
+        return self._asking.ask(f"create the collection {title!r} of {organization}", create)
 
     def add_to_collection(self, slug: str, repository: str) -> None:
         """Add a repository; one that is there is left alone."""
-        self._ask(
+        self._asking.ask(
             f"add {repository} to the collection {slug}",
             lambda: self._api.add_collection_item(slug, repository, "model", exists_ok=True),
         )
 
-    def commit(self, change: Change, pace: Pace, landed: Callable[[Tree], bool]) -> None:
-        """Make one commit.
+    def commit(self, change: Change, pace: Pace, landed: Callable[[Tree, str], bool]) -> str:
+        """Make one commit; returns its id.
 
         Args:
             change: what it holds.
             pace: says when.
-            landed: whether a tree is what the commit makes of it.
+            landed: whether the files of a commit are what this one makes of them.
         """
         attempts = itertools.count()
+        what = f"commit to the branch {change.branch} of {change.repository}"
 
-        def has_landed() -> bool:
-            return landed(self._tree(change.repository, change.branch))
+        def made() -> str | None:
+            head = self._api.list_repo_refs(change.repository).branches
+            newest = {branch.name: branch.target_commit for branch in head}.get(change.branch, change.parent)
+            there = newest != change.parent and landed(self._tree(change.repository, newest), newest)
+            return newest if there else None
 
-        def send() -> None:
-            if next(attempts) and has_landed():  # the answer was lost, the commit was not
-                return
-            pace.wait(self._progress.say)
+        def send() -> str:
+            if next(attempts) and (commit := self._asking.watch(what, made)):  # the answer was lost, the commit was not
+                return commit
+            operations = list(_operations(change))
+            self._upload(change, operations)
+            with pace.turn():
+                return self._asking.watch(what, partial(self._send, change, operations), LONGEST_COMMIT_SECONDS)
+
+        def send_or_find() -> str:
             try:
-                self._api.create_commit(
-                    change.repository, _operations(change), revision=change.branch, parent_commit=change.parent,
-                    commit_message=f"{change.repository.partition('/')[2]} {change.branch}",
-                )  # fmt: skip
+                return send()
             except HfHubHTTPError as error:  # it arrived twice, and was refused the second time
-                if error.response.status_code not in (409, 412) or not has_landed():
+                if error.response.status_code not in (409, 412) or seconds_until_retry(error, 1) is not None:
                     raise
+                commit = self._asking.settled(
+                    what, partial(self._asking.watch, what, made), lambda commit: commit is not None
+                )
+                if commit is None:
+                    raise
+                return commit
 
-        self._ask(f"commit to the branch {change.branch} of {change.repository}", send)
+        return self._asking.retry(what, send_or_find)
 
-    def _ask(self, what: str, call: Callable[[], Answer]) -> Answer:
-        """Make a call until it is answered.
+    def _upload(self, change: Change, operations: list[CommitOperationAdd | CommitOperationDelete]) -> None:
+        """Send the large files of a commit, so that the commit itself is short."""
+        added = [one for one in operations if isinstance(one, CommitOperationAdd)]
+        size = sum(one.upload_info.size for one in added)
+        upload = partial(
+            self._api.preupload_lfs_files, change.repository, added, revision=change.branch, free_memory=False
+        )
+        what = f"send {size / 1e6:,.1f} MB for the branch {change.branch} of {change.repository}"
+        self._asking.watch(what, upload, ANSWER_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
 
-        Raises:
-            EnvironmentProblem: the Hub refuses it, or did not answer in any of the attempts.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return call()
-            except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-                seconds = seconds_until_retry(error, attempt)
-                if seconds is None or attempt == ATTEMPTS:
-                    raise EnvironmentProblem(_refused(what, error, attempt)) from error
-                reason = _reason(error)
-            self._progress.say(f"{what}: {reason}; attempt {attempt + 1} of {ATTEMPTS} in {seconds:.0f} s")
-            time.sleep(seconds)
+    def _send(self, change: Change, operations: list[CommitOperationAdd | CommitOperationDelete]) -> str:
+        done = self._api.create_commit(
+            change.repository, operations, revision=change.branch, parent_commit=change.parent,
+            commit_message=f"{change.repository.partition('/')[2]} {change.branch}",
+        )  # fmt: skip
+        return str(done.oid)
 
 
 def _operations(change: Change) -> Iterable[CommitOperationAdd | CommitOperationDelete]:
     yield from (CommitOperationDelete(name) for name in change.removed)
     yield from (CommitOperationAdd(path.name, path) for path in change.files)
-
-
-def seconds_until_retry(error: Exception, attempt: int) -> float | None:
-    """How long to wait before a call is made again; None if that would give the same answer."""
-    back_off = min(2.0 ** (attempt - 1), LONGEST_BACK_OFF_SECONDS)
-    response = _response(error)
-    if response is not None and (response.status_code == 429 or response.status_code >= 500):
-        return max(_asked_for(response), back_off)
-    if isinstance(error, RuntimeError):  # an upload within a commit: it is given a fresh address
-        return back_off
-    dropped = isinstance(error, httpx2.TransportError | json.JSONDecodeError)  # or a page instead of an answer
-    return back_off if dropped and response is None else None
-
-
-def _response(error: BaseException) -> httpx2.Response | None:
-    """The Hub's answer behind an error: libraries wrap it into errors of their own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HfHubHTTPError):
-            return cause.response
-        cause = cause.__cause__
-    return None
-
-
-def _asked_for(response: httpx2.Response) -> float:
-    """Seconds that the Hub asks to wait: Retry-After (RFC 9110, 10.2.3: seconds or a date), or until its limit ends."""
-    header = response.headers.get("Retry-After", "")
-    limit = parse_ratelimit_headers(response.headers)
-    try:
-        return float(header) if header.isdigit() else parsedate_to_datetime(header).timestamp() - time.time()
-    except ValueError:
-        return float(limit.reset_in_seconds) if limit and not limit.remaining else 0.0
-
-
-def _reason(error: Exception) -> str:
-    """`429 Too Many Requests`, or the name of an error that no answer is behind."""
-    response = _response(error)
-    if response is not None:
-        return f"the Hub answered {response.status_code} {response.reason_phrase}"
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__} {cause}".partition("\n")[0]
-
-
-def _refused(what: str, error: Exception, attempts: int) -> str:
-    response = _response(error)
-    advice = "run the same command again: what is published is not sent again"
-    if response is not None and response.status_code in (401, 403):
-        advice = "set HF_TOKEN to a token that may write to the organization (docs/publishing.md)"
-    told = response.headers.get("X-Error-Message") if response is not None else None
-    tries = f", after {attempts} attempts" if attempts > 1 else ""
-    return f"cannot {what}: {_reason(error)}{f' ({told})' if told else ''}{tries}\n  {advice}"

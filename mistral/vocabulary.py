@@ -123,6 +123,9 @@ def _downloaded_gpt2() -> tuple[Path, Path]:
     """The same two files from the Hub, at a pinned revision."""
     from huggingface_hub import hf_hub_download
 
+    from mistral.connection import limit_waiting
+
+    limit_waiting()
     try:
         encoder, merges = (
             hf_hub_download(GPT2_ON_THE_HUB, name, revision=GPT2_REVISION) for name in ("vocab.json", "merges.txt")

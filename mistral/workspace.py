@@ -6,7 +6,7 @@ workspace/
   runs/<run>/config.yaml metrics.jsonl checkpoints/step-00001000/ state/step-00001000/ tensorboard/
   runs/<run>/set-aside/    exports/<run>/set-aside/    what was in the way: nothing uses it, `clean` removes it
   exports/<run>/checkpoint-1000/
-  published/<experiment>/models.json README.md   published/commits
+  published/<experiment>/models.json README.md   published/turns/00000123   published/receipts
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 
@@ -80,9 +80,13 @@ class Workspace:
         """The published runs of an experiment."""
         return self.root / "published" / experiment / "models.json"
 
-    def commits(self) -> Path:
-        """When the last commits were sent to the Hub."""
-        return self.root / "published" / "commits"
+    def turns(self) -> Path:
+        """One file for each commit that was sent to the Hub in the last hours."""
+        return self.root / "published" / "turns"
+
+    def receipts(self) -> Path:
+        """Which commit of the Hub holds which record."""
+        return self.root / "published" / "receipts"
 
     def sources(self) -> Path:
         """Corpora that were fetched from a network."""

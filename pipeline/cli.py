@@ -88,7 +88,7 @@ def preprocess(
     elif fetch_only:
         from pipeline.preprocess import fetch
 
-        show(fetch(context.experiment, context.workspace), as_json)
+        show(fetch(context.experiment, context.workspace, context.progress), as_json)
     else:
         show(do_preprocess(context, task, tasks), as_json)
 

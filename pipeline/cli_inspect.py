@@ -57,10 +57,7 @@ def verify(
     report = verify(workspace, Reporter(), experiment, quick, remote)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_text())
     if report.problems:
-        raise Findings(
-            f"found {len(report.problems)} problems, expected none; restore these files, or remove their records and "
-            "run the stage again"
-        )
+        raise Findings(f"found {len(report.problems)} problems, expected none; {report.advice()}")
 
 
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline restore gpt2-small --workspace /scratch/owt")

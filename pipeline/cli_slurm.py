@@ -141,7 +141,7 @@ def fetch_here(context: "Context") -> "Corpus | None":
     from pipeline.preprocess import fetch
 
     if any(context.manifest.find("preprocess", (name, SEAL)) is None for name in context.experiment.dataset_names()):
-        fetched = fetch(context.experiment, context.workspace)
+        fetched = fetch(context.experiment, context.workspace, context.progress)
         context.progress.say(fetched.as_text())
         return fetched.plan
     return None

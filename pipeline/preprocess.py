@@ -205,24 +205,25 @@ class Fetched:
         return sum(unit.bytes() for unit in self.plan.units)
 
 
-def fetch(experiment: Experiment, workspace: Workspace) -> Fetched:
+def fetch(experiment: Experiment, workspace: Workspace, progress: Progress | None = None) -> Fetched:
     """Put what comes from a network, and a tokenizer that is trained, into the workspace.
 
     Raises:
         DataError: the corpus or the tokenizer cannot be had.
     """
-    plan, dataset = plan_units(experiment, workspace.sources()), experiment.data.dataset_name()
+    plan = plan_units(experiment, workspace.sources(), progress=progress)
+    dataset = experiment.data.dataset_name()
     write_tokenizer(experiment, workspace.tokenizer(dataset), partial(training_texts, experiment.data, plan))
     for name, one in experiment.evaluation_sets().items():
         with errors_of(name):
-            plan_units(one, workspace.sources())
+            plan_units(one, workspace.sources(), progress=progress)
     return Fetched(dataset, plan, tuple(experiment.evaluation_sets()))
 
 
 def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, progress: Progress) -> Plan | None:
     """The units; None if the source is gone but the dataset is whole."""
     try:
-        return plan_units(experiment, workspace.sources(), fetch=sealed is None)
+        return plan_units(experiment, workspace.sources(), fetch=sealed is None, progress=progress)
     except DataError as error:
         if sealed is None:
             raise

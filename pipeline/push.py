@@ -1,6 +1,5 @@
 """exported checkpoints -> their revisions on the Hub, and models.json: the published runs of the experiment."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pipeline.context import Context
 from pipeline.export import export, refuse
 
 if TYPE_CHECKING:  # a mistake in the config is told before the libraries are loaded
+    from mistral.publishing import Outcome, Publisher, Site
     from mistral.remote import Hub
 
 
@@ -119,17 +119,36 @@ def push(
     from mistral.remote import Hub
 
     hub = Hub(token, progress)
-    pace = Pace(workspace.commits(), experiment.export.commits_per_hour)
+    pace = Pace(workspace.turns(), experiment.export.commits_per_hour, progress)
     publisher = Publisher(hub, manifest, pace, progress, experiment.export.tag)
     places = repositories(experiment, recorded)
-    outcomes = [publisher.publish(places[seed], recorded[seed], steps, public) for seed in recorded]
+    sites = [publisher.look(places[seed], recorded[seed], steps) for seed in recorded]
+    progress.say(estimate(publisher, sites, pace))
+    outcomes = [publisher.publish(site, public) for site in sites]
     refused = [line for outcome in outcomes for line in outcome.refused]
     pushed = tuple(f"{outcome.repository}@{branch}" for outcome in outcomes for branch in outcome.pushed)
     if refused:
         raise Findings(f"found revisions that cannot be published, {len(pushed)} were:\n" + "\n".join(refused))
     path = workspace.registry(experiment.name)
-    write_registry(path, registry(experiment, manifest, hub, public))
+    write_registry(path, registry(experiment, manifest, hub, outcomes, public))
     return PushSummary(pushed, sum(outcome.already for outcome in outcomes), workspace.relative(path))
+
+
+def estimate(publisher: "Publisher", sites: Sequence["Site"], pace: Pace) -> str:
+    """How much there is to publish and how long that takes at least."""
+    total, places = sum(len(site.chosen) for site in sites), f"{len(sites)} repositories"
+    unproven = [(site, record) for site in sites for record in publisher.unproven(site)]
+    if not unproven:
+        return f"all {total:,} revisions of {places} are on the Hub, as far as receipts tell"
+    new = [record for site, record in unproven if record.key[-1] not in site.refs.branches]
+    size = sum(entry.bytes for record in new for entry in record.files)
+    commits = len(new) + len({record.key[0] for record in new})  # and main of each run
+    hours = pace.seconds_until(commits) / 3600
+    compared = f", and {len(unproven) - len(new):,} to compare" if len(unproven) > len(new) else ""
+    return (
+        f"to publish: {len(new):,} of {total:,} revisions in {places}: {size / 1e9:,.2f} GB{compared}\n"
+        f"  this takes at least {hours:,.1f} h at {pace.commits_per_hour:,} commits an hour (export.commits_per_hour)"
+    )
 
 
 def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Sequence[int]) -> list[Record]:
@@ -161,28 +180,38 @@ def exported(experiment: Experiment, manifest: Manifest, seed: str, steps: Seque
     return found
 
 
-def registry(experiment: Experiment, manifest: Manifest, hub: "Hub", public: bool) -> dict[str, Any]:
+def registry(
+    experiment: Experiment, manifest: Manifest, hub: "Hub", outcomes: Sequence["Outcome"], public: bool
+) -> dict[str, Any]:
     """What models.json tells of the cohort, whose collection then has all its published runs."""
     from mistral.publishing import collect
 
-    models, organization = published_models(experiment, manifest, hub), experiment.export.organization
+    models, organization = published_models(experiment, manifest, hub, outcomes), experiment.export.organization
     collection = collect(hub, experiment, [f"{organization}/{model['run']}" for model in models], public)
     return {
         "experiment": experiment.name,
         "organization": organization,
         "collection": collection.url if collection else None,
+        "collection_public": (public or not collection.private) if collection else None,
         "models": models,
     }
 
 
-def published_models(experiment: Experiment, manifest: Manifest, hub: "Hub") -> list[dict[str, Any]]:
+def published_models(
+    experiment: Experiment, manifest: Manifest, hub: "Hub", outcomes: Sequence["Outcome"]
+) -> list[dict[str, Any]]:
     """Each published run of the experiment as models.json tells it, with the commit of each of its revisions."""
     from mistral.publishing import repositories, revisions
 
     models, tag = [], experiment.export.tag
+    known = {outcome.repository: (outcome.refs, outcome.private) for outcome in outcomes}
     for seed, repository in repositories(experiment, experiment.seeds).items():
-        refs = hub.refs(repository)
-        heads = refs.branches if refs else {}
+        if repository not in known and (about := hub.about(repository)) and (found := hub.refs(repository)):
+            known[repository] = (found, about.private)
+        if repository not in known:
+            continue
+        refs, private = known[repository]
+        heads = refs.branches
         names = [record.key[-1] for record in revisions(manifest, experiment.run_name(seed)) if record.key[-1] in heads]
         if names:
             models.append(
@@ -190,8 +219,9 @@ def published_models(experiment: Experiment, manifest: Manifest, hub: "Hub") -> 
                     "run": experiment.run_name(seed),
                     "seed": {"name": seed, **experiment.seeds[seed].model_dump()},
                     "url": hub.url(repository),
+                    "public": not private,
                     "main": names[-1],
-                    "tag": tag if refs and tag in refs.tags else None,
+                    "tag": tag if tag in refs.tags else None,
                     "revisions": {name: heads[name] for name in names},
                 }
             )
@@ -203,12 +233,13 @@ def require_destination(experiment: Experiment) -> str:
 
     Raises:
         ConfigError: no organization is named, or the Hub could not have a repository of that name.
-        EnvironmentProblem: there is no token.
+        EnvironmentProblem: there is no token, or none that can be sent.
     """
+    from mistral.connection import token_from_environment
     from mistral.publishing import repositories
 
     repositories(experiment, experiment.seeds)
-    token = os.environ.get("HF_TOKEN", "").strip()
+    token = token_from_environment()
     if not token:
         raise EnvironmentProblem(
             "HF_TOKEN: found none, expected a token of the Hugging Face Hub that may write to "

@@ -1,6 +1,5 @@
 """workspace -> what is wrong with it: records read, files hashed, lineages followed, the ends of chains recomputed."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ class VerifyReport:
     problems: list[str]
     promises: dict[str, str]
     set_aside: list[str]
+    published: list[str]  # those of the problems that concern the Hub
     records: int
     files: int
     bytes: int
@@ -42,6 +42,16 @@ class VerifyReport:
         claims = [f"{run}: can claim {claim}" for run, claim in self.promises.items()]
         aside = [f"set aside, and used by nothing: {path} (see clean --dry-run)" for path in self.set_aside]
         return "\n".join([*self.problems, *aside, *claims, f"{checked}: {len(self.problems) or 'no'} problems"])
+
+    def advice(self) -> str:
+        """What to do about the problems."""
+        here = "restore what differs from a copy; docs/operators.md says what can be made again"
+        there = "on the Hub remove what differs, which is never overwritten, then run export --push for what is missing"
+        if not self.published:
+            return here
+        if len(self.published) == len(self.problems):
+            return f"the files here are as recorded; {there}"
+        return f"{here}; {there}"
 
 
 def verify(
@@ -80,7 +90,7 @@ def verify(
     files = {entry.path: entry.bytes for record in records.readable() for entry in record.files}
     aside = [name for begun in records.of_kind("train/begin") for name in names_of(workspace, begun.key[0])]
     return VerifyReport(
-        [*problems, *published], claims, aside, len(records.readable()), len(files), sum(files.values())
+        [*problems, *published], claims, aside, published, len(records.readable()), len(files), sum(files.values())
     )
 
 
@@ -89,26 +99,31 @@ def verify_remote(experiment: Experiment | None, workspace: Workspace, progress:
 
     Raises:
         ConfigError: no experiment or no organization is named.
-        EnvironmentProblem: the Hub refuses a call, or cannot be reached.
+        EnvironmentProblem: the Hub refuses a call, or cannot be reached, or HF_TOKEN holds no token.
     """
     if experiment is None:
         raise ConfigError("found --remote without EXPERIMENT, expected the one that is published; name it")
     from mistral.audit import Audit, uncollected
+    from mistral.connection import token_from_environment
     from mistral.publishing import repositories, revisions
+    from mistral.registry import published_visibility
     from mistral.remote import Hub
 
-    manifest, token = Manifest(workspace), os.environ.get("HF_TOKEN", "").strip()
+    manifest, token = Manifest(workspace), token_from_environment()
     places = repositories(experiment, experiment.seeds)
     recorded = {seed: revisions(manifest, experiment.run_name(seed)) for seed in places}
     cohort = [record for found in recorded.values() for record in found]
     if not cohort:
         return [f"{experiment.name}: found no exported checkpoint, expected some to compare; run export"]
-    hub, chosen = Hub(token or None, progress), experiment.export
+    hub, chosen = Hub(token, progress), experiment.export
     audit = Audit(hub, manifest, cohort, progress, chosen.tag)
     published = {place: recorded[seed] for seed, place in places.items() if recorded[seed]}
-    problems = [problem for place, found in published.items() for problem in audit.problems(place, found)]
+    public = published_visibility(workspace.registry(experiment.name))
+    problems: list[str] = []
+    for place, found in published.items():
+        problems += audit.problems(place, found, public.get(found[0].key[0]))
     if chosen.organization and chosen.collection:
-        problems += uncollected(hub, chosen.organization, chosen.collection, published)
+        problems += uncollected(hub, chosen.organization, chosen.collection, published, public.get(""))
     return problems
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlparse
 
@@ -23,9 +24,12 @@ class Fault:
     """What goes wrong with the next requests that match."""
 
     request: str  # a pattern of `POST /api/models/org/run/commit/main`
-    what: str  # a status; `drop`; either with `-after` where the work is done all the same; `corrupt`
+    what: (
+        str  # a status, `drop`, `hang` or `stall`, with `-after` where the work is done all the same; `corrupt`; `deaf`
+    )
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"<html>an error page</html>"
 
 
 @dataclass
@@ -52,6 +56,13 @@ class Hub(hub_server.Hub):
         self.part_bytes: int | None = None  # larger files are sent in parts of so many bytes, if it is given
         self.faults: list[Fault] = []
         self.kill: Kill | None = None
+        self.sent_by_xet: list[bytes] = []  # the content of files, which is not put together from their pieces
+        self.heard = threading.Event()  # ends what is not heard
+        self.renamed: dict[str, str] = {}  # `models/<name>`: its new name
+        self.lag_after_commit = 0  # how many requests do not see a commit yet
+        self.lag = 0
+        self.before: dict[str, dict[str, str]] = {}  # branches as those requests see them
+        self.refused: dict[str, object] | None = None  # what the LFS batch says of every file
         self.lock = threading.RLock()
 
     def create(self, repository: str, private: bool) -> None:
@@ -71,6 +82,15 @@ class Hub(hub_server.Hub):
         """The commit that a branch, a tag or its own hash names."""
         return super().find(repository, self.tags.get(repository, {}).get(revision, revision))
 
+    def lag_behind(self, requests: int) -> None:
+        """Let the next requests see the branches as they are now, whatever is written meanwhile."""
+        self.lag, self.before = requests + 1, {name: dict(branches) for name, branches in self.branches.items()}
+
+    def seen(self, repository: str) -> dict[str, str]:
+        """The branches as a request sees them."""
+        self.lag -= self.lag > 0
+        return self.before[repository] if self.lag else self.branches[repository]
+
     def put(self, repository: str, branch: str, files: hub_server.Files) -> None:
         """Let a branch hold other files, as somebody else may."""
         self.branches[repository][branch] = self.add(repository, {**OWN, **files}, None)
@@ -88,10 +108,10 @@ class Hub(hub_server.Hub):
         """How many requests matched."""
         return sum(re.search(pattern, request) is not None for request in self.requests)
 
-    def fault(self, request: str) -> Fault:
-        """What goes wrong with a request."""
+    def fault(self, request: str, deaf: bool = False) -> Fault:
+        """What goes wrong with a request; one that is not heard is not even read."""
         for fault in self.faults:
-            if fault.times and re.search(fault.request, request):
+            if fault.times and re.search(fault.request, request) and (fault.what == "deaf") == deaf:
                 fault.times -= 1
                 return fault
         return Fault(request, "")
@@ -104,7 +124,11 @@ class Handler(hub_server.Handler):
 
     def do_PUT(self) -> None:
         """A large file, or the settings of a repository."""
-        self._answer(body=True, asked=self._read())
+        if self.hub.fault(f"{self.command} {self.path}", deaf=True).what:
+            self.close_connection = True
+            self.hub.heard.wait(10)
+        else:
+            self._answer(body=True, asked=self._read())
 
     def do_POST(self) -> None:
         """Anything else that writes."""
@@ -137,15 +161,33 @@ class Handler(hub_server.Handler):
             if what == "corrupt":
                 asked = self._corrupted(asked)
             done = not what or after or what == "corrupt"
-            reply: Reply = self._work(path, asked) if done else (0, {}, b"")
+            reply: Reply = (self._moved(path) or self._work(path, asked)) if done else (0, {}, b"")
             if kill:
                 os.kill(kill.pid, signal.SIGKILL)
                 return self._drop()
         if what == "drop":
             return self._drop()
+        if what == "hang":
+            return self._wait()
         if what.isdigit():
-            reply = int(what), fault.headers, b"<html>an error page</html>"
+            reply = int(what), fault.headers, fault.body
+        if what == "stall":  # in the middle of the answer
+            self._send((200, {"Content-Length": "1000"}, b'{"a": '), body=True)
+            return self._wait()
         self._send(reply, body)
+
+    def _wait(self) -> None:
+        """Say nothing until the other side gives up."""
+        self.close_connection = True
+        while self.connection.recv(65536):
+            pass
+
+    def _moved(self, path: str) -> Reply | None:
+        """Where a repository is that has a new name now."""
+        for old, new in self.hub.renamed.items():
+            if path.startswith(f"/api/{old}"):
+                return 307, {"Location": f"http://{self.headers['Host']}{self.path.replace(old, new)}"}, b""
+        return None
 
     def _killing(self) -> Kill | None:
         """The kill that is due now."""
@@ -170,8 +212,8 @@ class Handler(hub_server.Handler):
 
     def _work(self, path: str, asked: bytes) -> Reply:
         parts = path.strip("/").split("/")
-        if parts[0] == "lfs":  # the address is the permission
-            return self._lfs(parts[1], parts[2:], asked)
+        if parts[0] in ("lfs", "v1") or "xet-write-token" in parts:  # the address is the permission
+            return self._lfs(parts[1], parts[2:], asked) if parts[0] == "lfs" else self._xet(parts, asked)
         repository = "/".join(parts[1:4])
         known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         if "resolve" in parts:
@@ -187,7 +229,9 @@ class Handler(hub_server.Handler):
         return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
 
     def _read_model(self, repository: str, rest: list[str]) -> Reply:
-        branches = self.hub.branches[repository]
+        branches = self.hub.seen(repository)
+        if rest[:1] == ["tree"] and branches is not self.hub.branches[repository]:
+            rest = rest if rest[1] in branches.values() else ["not yet"]
         match rest:
             case ["refs"]:
                 refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
@@ -257,6 +301,9 @@ class Handler(hub_server.Handler):
                 places = {f"{number:05d}": f"{here}/{number:05d}" for number in numbers}
                 upload = {"href": f"{here}/complete", "header": {"chunk_size": str(size), **places}}
             actions = {"upload": upload, "verify": {"href": here}}
+            if self.hub.refused:
+                objects.append({**wanted, "error": self.hub.refused})
+                continue
             objects.append(wanted if wanted["oid"] in self.hub.objects else {**wanted, "actions": actions})
         return as_json({"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": objects})
 
@@ -277,6 +324,19 @@ class Handler(hub_server.Handler):
             return as_json({"error": "the sha256 differs"}, 422)
         return as_json({})
 
+    def _xet(self, parts: list[str], asked: bytes) -> Reply:
+        """Permit sending files by Xet; take their pieces, and the shard that tells which files they make."""
+        if parts[0] == "api":
+            there = f"http://{self.headers['Host']}"
+            return as_json({"accessToken": "xet", "exp": int(time.time()) + 3600, "casUrl": there})
+        what = parts[1]
+        if what == "shards":
+            for content in self.hub.sent_by_xet:
+                digest = hashlib.sha256(content)
+                self.hub.objects[digest.hexdigest()] = content
+        known = {"xorbs": {"was_inserted": True}, "shards": {"result": 1}}
+        return as_json(known[what]) if what in known else as_json({}, 404)
+
     def _commit(self, repository: str, branch: str, lines: list[dict]) -> Reply:
         parent = self.hub.branches[repository][branch]
         header = lines.pop(0)["value"]
@@ -292,6 +352,8 @@ class Handler(hub_server.Handler):
                     files[value["path"]] = self.hub.objects[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
+        if self.hub.lag_after_commit:
+            self.hub.lag_behind(self.hub.lag_after_commit)
         commit = self.hub.add(repository, files, parent)
         self.hub.branches[repository][branch] = commit
         name = repository.partition("/")[2]

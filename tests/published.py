@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from hub_uploads import OWN, Hub
 from tiny import Tiny, tiny_config
@@ -32,13 +33,17 @@ class Exported(Tiny):
             (folder / "config.json").write_text('{"model_type": "gpt2"}')
             (folder / "README.md").write_text(f"# {run}, checkpoint {step}\n")
             (folder / "model.safetensors").write_bytes(random.Random(f"{run} {step}").randbytes(200))
-            files = [self.manifest.entry(path) for path in sorted(folder.iterdir())]
-            self.manifest.publish(
-                make_record(
-                    "export/checkpoint", (run, folder.name), config=card_config(self.experiment), inputs={},
-                    files=files, facts={"step": step},
-                )
-            )  # fmt: skip
+            self.record(folder, step)
+
+    def record(self, folder: Path, step: int) -> None:
+        """Record a folder as the export of a step."""
+        files = [self.manifest.entry(path) for path in sorted(folder.iterdir())]
+        self.manifest.publish(
+            make_record(
+                "export/checkpoint", (folder.parent.name, folder.name), config=card_config(self.experiment), inputs={},
+                files=files, facts={"step": step},
+            )
+        )  # fmt: skip
 
     def push(self, **options) -> tuple[str, ...]:
         """What was published."""

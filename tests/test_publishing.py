@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import time
+from email.utils import formatdate
 
 import huggingface_hub.constants
 import pytest
@@ -45,6 +46,16 @@ def test_a_step_that_is_left_out_is_published_later_and_main_never_goes_back(exp
     assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
 
 
+def test_main_never_goes_back_when_the_branch_of_its_step_is_gone(exported):
+    exported.export("alias", 0, 9, 10)
+    exported.push()
+    del exported.hub.branches[f"models/{ALIAS}"]["checkpoint-10"]
+    exported.push(steps=[0])
+    assert exported.hub.files(ALIAS)["main"] == exported.expected("alias", 10)["main"]
+    exported.push()
+    assert exported.hub.files(ALIAS) == exported.expected("alias", 0, 9, 10)
+
+
 def test_a_repository_is_private_unless_it_is_to_be_public(exported):
     exported.export("alias", 0)
     exported.push()
@@ -69,6 +80,7 @@ def test_the_registry_names_each_run_and_the_commit_of_each_revision(exported):
         "run": "alias-tiny-x21",
         "seed": {"name": "alias", "init": 21, "data": 21, "dropout": 21},
         "url": f"{huggingface_hub.constants.ENDPOINT}/{ALIAS}",
+        "public": False,
         "main": "checkpoint-9",
         "tag": None,
         "revisions": {name: heads[name] for name in ("checkpoint-0", "checkpoint-9")},
@@ -99,16 +111,23 @@ def test_a_call_is_made_again_until_it_is_answered_and_nothing_is_committed_twic
 def test_the_hub_is_left_alone_for_as_long_as_it_asks(exported, monkeypatch):
     exported.export("alias", 0)
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr("mistral.asking.pause", lambda seconds, *_: slept.append(seconds))
     limit = {"RateLimit": '"api";r=0;t=55'}
-    date = {"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"}
+    date = {"Retry-After": formatdate(time.time() + 5000, usegmt=True)}
     exported.hub.faults = [
         Fault(COMMIT, "429", headers={"Retry-After": "1800"}), Fault(COMMIT, "429", headers=limit),
         Fault(COMMIT, "429", headers=date), Fault(COMMIT, "429"), Fault(COMMIT, "503"),
     ]  # fmt: skip
     exported.push()
     assert [seconds for seconds in slept if seconds != slept[2]] == [1800, 55, 8, 16]
-    assert slept[2] > 1e9
+    assert 4000 < slept[2] <= 5000
+
+
+def test_a_hub_that_asks_to_be_left_alone_for_days_ends_the_command_with_advice(exported):
+    exported.export("alias", 0)
+    exported.hub.faults = [Fault(COMMIT, "429", headers={"Retry-After": "360000"})]
+    with pytest.raises(EnvironmentProblem, match=r"429 Too Many Requests\n  run the same command again in 100\.0 h"):
+        exported.push()
 
 
 def test_a_hub_that_never_answers_ends_the_command_with_advice(exported):

@@ -13,7 +13,6 @@ from published import ALIAS, TOKEN
 
 from mistral.config import load_experiment
 from mistral.errors import ConfigError, EnvironmentProblem, ManifestError
-from mistral.pace import Pace
 from mistral.progress import Silent
 from pipeline.export import export
 from pipeline.push import require_destination
@@ -138,61 +137,3 @@ def test_a_name_that_the_hub_refuses_is_told_at_once(exported, tmp_path):
     long = load_experiment(str(tmp_path / "tiny.yaml"), (f"name={'x' * 64}", f"seeds={{{'y' * 64}: 1}}"))
     with pytest.raises(ConfigError, match="which the Hub refuses"):
         require_destination(long)
-
-
-# --- the pace ---------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that only waiting moves."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-        self.slept: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    def pace(self, journal, limit: int) -> Pace:
-        return Pace(journal, limit, lambda: self.now, self.sleep)
-
-
-def busiest_hour(sent: list[float]) -> int:
-    return max(sum(begin <= time < begin + 3600 for time in sent) for begin in sent)
-
-
-def test_no_hour_holds_more_commits_than_the_limit_also_over_restarts(tmp_path):
-    clock, sent, told = Clock(1e9), [], []
-    for commits in (3, 7, 40, 1, 13):  # the command is stopped after so many, and run again
-        pace = clock.pace(tmp_path / "published" / "commits", 10)
-        for _ in range(commits):
-            pace.wait(told.append)
-            sent.append(clock.now)
-            clock.now += 7
-    assert busiest_hour(sent) == 10
-    assert sent[63] - sent[0] < 6 * 3600 + 64 * 7, "and no hour holds less while there is work"
-    assert told[0].startswith("10 commits in the last hour (export.commits_per_hour): waiting 35")
-
-
-def test_a_torn_line_and_a_clock_that_was_set_back_do_not_stop_it(tmp_path):
-    journal = tmp_path / "commits"
-    journal.write_text("999999999.000\n2000000000.000\nrubbish\n99999")
-    clock = Clock(1e9)
-    pace = clock.pace(journal, 2)
-    assert journal.read_text() == "999999999.000\n"
-    pace.wait(print)
-    assert clock.slept == []
-    pace.wait(print)
-    assert clock.slept == [3599]
-
-
-def test_publishing_keeps_to_the_pace_of_the_config(exported, tmp_path, monkeypatch):
-    clock = Clock(1e9)
-    monkeypatch.setattr("pipeline.push.Pace", clock.pace)
-    exported.export("alias", *range(7))
-    config = load_experiment(str(tmp_path / "tiny.yaml"), ("export.commits_per_hour=3",))
-    exported.experiment = config
-    exported.push()
-    assert clock.slept == [3600, 3600], "8 commits"
-    assert exported.problems() == []

@@ -156,3 +156,45 @@ def test_each_piece_of_work_leaves_one_bar(terminal):
     assert rest == ""
     left = [line.rpartition("\r")[2] for line in lines]
     assert [re.sub(r"%\|.*\|", "%", line).split(" [")[0] for line in left] == ["train:  50% 5/10", "export:  50% 5/10"]
+
+
+def test_what_the_work_waits_for_is_told_at_least_every_30_seconds(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("push crfm/alias", 10, "revisions")
+    progress.advance(2)
+    for second in range(95):
+        clock.now += 1
+        progress.waiting(f"no answer yet after {second + 1} s")
+    assert [line.rpartition("; ")[2] for line in lines(stream)[1:]] == [
+        "no answer yet after 29 s", "no answer yet after 58 s", "no answer yet after 87 s"
+    ]  # fmt: skip
+    progress.finish()
+    for second in range(30):
+        clock.now += 1
+        progress.waiting(f"collecting, {second + 1} s")
+    assert lines(stream)[-1] == "collecting, 29 s", "also between two pieces of work"
+
+
+def test_the_time_left_is_never_less_than_what_the_work_expects(clock):
+    stream = io.StringIO()
+    progress = Reporter(stream)
+    progress.start("push crfm/alias", 100, "revisions")
+    progress.expect(7200)
+    for _ in range(30):
+        clock.now += 1
+        progress.advance(1)
+    assert lines(stream)[-1] == "push crfm/alias: 30 of 100 revisions, 1 revisions/s, 7170 s left"
+
+
+def test_the_bar_of_a_terminal_tells_the_time_left_that_the_work_expects_and_what_it_waits_for(terminal):
+    def draw(progress: Reporter) -> None:
+        progress.start("push crfm/alias", 100, "revisions")
+        progress.expect(7200.5)
+        progress.advance(50)
+        progress.waiting("120 commits in the last hour")
+        progress.finish()
+
+    shown = terminal(draw)
+    assert "<2:00:00" in shown
+    assert "120 commits in the last hour" in shown
