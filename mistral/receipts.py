@@ -7,6 +7,7 @@ of another record, the branch is compared file by file.
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from mistral.files import digest_of, make_folder, storage_errors
@@ -24,15 +25,28 @@ class Receipts:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, tuple[str, str]] = {}
+        self._held: dict[str, dict[str, str]] = defaultdict(dict)  # by commit: by place, the record it is said to hold
         data = path.read_bytes() if path.exists() else b""
         for line in data.splitlines():
             if (read := _read(line)) is not None:
-                place, content, commit = read
-                self._known[place] = (content, commit)
+                self._note(*read)
 
     def proves(self, place: str, record: Record, commit: str | None) -> bool:
-        """Whether a commit is known to hold a record; `place` is `<address of the repository>@<branch>`."""
-        return commit is not None and self._known.get(place) == (record.content, commit)
+        """Whether a commit is known to hold a record; `place` is `<address of the repository>@<branch>`.
+
+        A commit that is said to hold two records is known to hold neither.
+        """
+        return (
+            commit is not None
+            and self._known.get(place) == (record.content, commit)
+            and set(self._held[commit].values()) == {record.content}
+        )
+
+    def _note(self, place: str, content: str, commit: str) -> None:
+        _, former = self._known.get(place, ("", ""))
+        self._held[former].pop(place, None)
+        self._known[place] = (content, commit)
+        self._held[commit][place] = content
 
     def write(self, place: str, record: Record, commit: str) -> None:
         """Note that a commit was compared with a record, file by file, and holds it."""
@@ -47,7 +61,7 @@ class Receipts:
                 os.write(descriptor, ("\n" + line).encode() if _is_cut_short(self._path) else line.encode())
             finally:
                 os.close(descriptor)
-        self._known[place] = (record.content, commit)
+        self._note(place, record.content, commit)
 
 
 def _read(line: bytes) -> tuple[str, str, str] | None:

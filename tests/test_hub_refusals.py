@@ -185,6 +185,12 @@ def test_a_token_that_the_hub_sends_back_is_not_shown(exported):
     assert TOKEN not in message
 
 
+def test_an_address_without_a_scheme_is_told_at_once(exported, monkeypatch):
+    exported.export("alias", 0)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "hub.example")
+    assert refused(exported).endswith("\n  set HF_ENDPOINT to an address that begins with https://, or unset it")
+
+
 def test_offline_mode_is_told_at_once_with_the_variable_that_ends_it(exported, monkeypatch):
     exported.export("alias", 0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -88,6 +88,18 @@ def test_a_branch_that_changed_since_is_compared_whatever_receipts_tell(publishe
         published.push()
 
 
+def test_a_receipt_that_gives_the_commit_of_another_step_is_not_believed(published):
+    branches = published.hub.branches[f"models/{ALIAS}"]
+    branches["checkpoint-9"] = branches["checkpoint-10"]
+    record = published.manifest.get("export", ("alias-tiny-x21", "checkpoint-9"), "")
+    place = next(entry[0] for entry in lines(published) if entry[0].endswith("x21@checkpoint-9"))
+    forged = [place, record.content, branches["checkpoint-10"]]
+    with published.workspace.receipts().open("a") as file:
+        file.write(json.dumps([*forged, digest_of(forged)]) + "\n")
+    with pytest.raises(Findings, match=rf"{ALIAS}@checkpoint-9: model\.safetensors: found sha256"):
+        published.push()
+
+
 def test_branches_that_were_swapped_are_found_although_both_commits_have_receipts(published):
     branches = published.hub.branches[f"models/{ALIAS}"]
     branches["checkpoint-9"], branches["checkpoint-10"] = branches["checkpoint-10"], branches["checkpoint-9"]
