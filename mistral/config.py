@@ -52,14 +52,23 @@ class Experiment(Section):
     """What to train."""
 
     name: Name
-    folder: str | None = None  # where relative paths start; that of the experiment's file unless given
+    """What the experiment is called; part of the name of each of its runs."""
+    folder: str | None = None
+    """Where relative paths start; the folder of the experiment's file unless given."""
     seeds: Mapping[Name, Seeds] = Field(min_length=1)
+    """The runs: a name and a seed for each, one number for all three streams of randomness, or a section. [no unit]"""
     data: Data
+    """Which text, and how it becomes tokens."""
     model: Model
+    """Shape of the model."""
     training: Training
-    checkpoints: Checkpoints
+    """Hyperparameters."""
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept of a run."""
     evaluation: Evaluation = Evaluation()
+    """When, and on what, the model is measured."""
     export: Export = Export()
+    """What is exported, and where it is published."""
 
     _folder: Path = PrivateAttr(default=Path())
     _arguments: tuple[str, ...] = PrivateAttr(default=())  # of the command line: where it was read from, and --set
