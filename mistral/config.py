@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError
 
+from mistral import sizes
 from mistral.clusters import ArrayStage, Cluster, Stages, TrainStage
 from mistral.configerrors import explain
 from mistral.datasections import Data, FilesSource, HubSource, PackageSource, TrainedTokenizer
@@ -75,7 +76,10 @@ class Experiment(Section):
 
     def checks(self) -> tuple[Check, ...]:
         """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
-        return (self._long_sequences, self._nothing_to_predict, self._long_stride, self._texts_for_ids)
+        return (
+            *(self._long_sequences, self._nothing_to_predict, self._long_stride, self._texts_for_ids),
+            *(self._large_vocabulary, self._many_layers, self._large_model, self._large_step, self._endless_schedule),
+        )
 
     def _long_sequences(self) -> str | None:
         if self.seq_len <= self.model.n_positions:
@@ -108,6 +112,61 @@ class Experiment(Section):
             f"evaluation: found {', '.join(self.evaluation.chosen())} beside a corpus of token ids, expected no text, "
             "as there is no tokenizer for it; leave the evaluation sets out"
         )
+
+    def _large_vocabulary(self) -> str | None:
+        vocabulary = self.data.vocabulary() or sizes.GPT2_VOCABULARY
+        if vocabulary <= sizes.LARGEST_VOCABULARY:
+            return None
+        return (
+            f"data.tokenizer: found a vocabulary of {sizes.count(vocabulary, 'tokens')}, with which {self._size()}, "
+            f"expected at most {sizes.LARGEST_VOCABULARY:,} tokens; lower vocab_size"
+        )
+
+    def _many_layers(self) -> str | None:
+        if self.model.n_layer <= sizes.MOST_LAYERS:
+            return None
+        return (
+            f"model.n_layer: found {sizes.count(self.model.n_layer, 'layers')}, with which {self._size()}, expected at "
+            f"most {sizes.MOST_LAYERS:,}; lower it"
+        )
+
+    def _large_model(self) -> str | None:
+        if self._memory() <= sizes.LARGEST_MEMORY_BYTES:
+            return None
+        keys = "n_layer, n_embd, n_positions, the vocabulary or training.micro_batch_size"
+        return f"model: found that {self._size()}, expected at most {sizes.memory(sizes.LARGEST_MEMORY_BYTES)}; lower {keys}"
+
+    def _large_step(self) -> str | None:
+        tokens = self.training.global_batch_size * self.seq_len
+        if tokens <= sizes.LARGEST_STEP_TOKENS:
+            return None
+        return (
+            f"training.global_batch_size: found {sizes.count(tokens, 'tokens')} in each optimizer step, while "
+            f"{self._size()}, expected at most {sizes.LARGEST_STEP_TOKENS:,} tokens in a step; lower it"
+        )
+
+    def _endless_schedule(self) -> str | None:
+        number = self.checkpoints.count(self.training.max_steps)
+        if number <= sizes.MOST_CHECKPOINTS:
+            return None
+        return (
+            f"checkpoints.schedule: found {number:,} steps whose weights are kept, of "
+            f"{sizes.memory(sizes.FP32_BYTES * self.parameters())} each, expected at most {sizes.MOST_CHECKPOINTS:,}; "
+            "raise the numbers of `every`"
+        )
+
+    def parameters(self) -> int:
+        """Parameters of the model; estimated with GPT-2's vocabulary where that of the tokenizer is not known yet."""
+        return sizes.parameters_of(self.model, self.data.vocabulary() or sizes.GPT2_VOCABULARY)
+
+    def _memory(self) -> int:
+        logits = self.training.micro_batch_size * self.seq_len * (self.data.vocabulary() or sizes.GPT2_VOCABULARY)
+        return sizes.training_bytes(self.parameters(), logits)
+
+    def _size(self) -> str:
+        """`the model has 124,439,808 parameters and training takes 8.58 GB of memory`."""
+        has = sizes.count(self.parameters(), "parameters")
+        return f"the model has {has} and training takes {sizes.memory(self._memory())} of memory"
 
     @property
     def seq_len(self) -> int:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from mistral.section import Section
 
 Location = tuple[int | str, ...]
+MOST_TOLD = 100  # problems; a file that has more is no config
 SOURCES = ("files", "package", "hub")  # the kinds of a source, which pydantic adds to the locations inside it
 
 EXPECTED = {
@@ -53,7 +54,8 @@ def explain(raw: dict[str, Any], model: type[Section], error: ValidationError, o
     told = [item for item in told if item["type"] != "too_short" or item["loc"] not in within]
     problems = [*(_problem(item, model) for item in told), *_what_is_valid(raw, model, ())[1]]
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in problems)])
+    more = [f"and {len(problems) - MOST_TOLD} more; mend these first"] if len(problems) > MOST_TOLD else []
+    return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in [*problems[:MOST_TOLD], *more])])
 
 
 def _what_is_valid(raw: dict[str, Any], model: type[Section], where: Location) -> tuple[Section, list[str]]:

@@ -172,6 +172,13 @@ class Data(Section):
         """The vocabulary of a corpus that is token ids already."""
         return self.tokenizer.passthrough if isinstance(self.tokenizer, PassthroughTokenizer) else None
 
+    def vocabulary(self) -> int | None:
+        """Tokens in the vocabulary, where this section says it."""
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            return self.tokenizer.train.vocab_size
+        ids = self.passthrough()
+        return ids.vocab_size if ids else None
+
     def _validation_overlap(self) -> str | None:
         if not (self.brings_validation() and self.validation_fraction):
             return None

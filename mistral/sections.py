@@ -189,6 +189,14 @@ class Checkpoints(Section):
             return None
         return f"found {swapped} in the schedule, expected [every, until] with every <= until; swap the two numbers"
 
+    def count(self, max_steps: int) -> int:
+        """How many steps `steps` holds, without making them."""
+        ends = [0, *(min(until, max_steps - 1) for _, until in self.schedule)]
+        return 2 + sum(
+            max(0, until // every - start // every)
+            for (every, _), (start, until) in zip(self.schedule, itertools.pairwise(ends), strict=True)
+        )
+
     def steps(self, max_steps: int) -> tuple[int, ...]:
         """The scheduled steps, ascending: 0, the multiples of each `every` up to its `until`, and the last step."""
         steps, start = [0], 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mistral import sizes
 from mistral.cohort import identity, refuse_changes, refuse_other_schedule
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
@@ -168,6 +169,7 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     device = engine.connect(ranks, training, stage.gpus_per_node > 0, stop)
     run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
     try:
+        require_memory(run, stage.ranks_per_node)
         run.check_dataset()
         if ranks.rank == 0:
             with owned(run, options) as ownership:
@@ -178,6 +180,31 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     finally:
         stop.restore()
         engine.disconnect()
+
+
+def require_memory(run: "Run", ranks_here: int) -> None:
+    """Refuse a model that cannot fit, before anything of it is built or recorded.
+
+    Args:
+        run: this rank's.
+        ranks_here: ranks that share the memory of this machine.
+
+    Raises:
+        ConfigError: the parameters alone, with gradients and moments, need more than there is.
+    """
+    import torch
+
+    experiment, on_gpu = run.experiment, run.device.type == "cuda"
+    parameters = sizes.parameters_of(experiment.model, run.dataset.facts["vocabulary_size"])
+    needed = sizes.least_bytes(parameters, experiment.training, run.ranks.world_size) * (1 if on_gpu else ranks_here)
+    there = torch.cuda.get_device_properties(run.device).total_memory if on_gpu else sizes.host_bytes()
+    if needed > there:
+        place = "the GPU" if on_gpu else "this machine"
+        raise ConfigError(
+            f"model: found {sizes.count(parameters, 'parameters')}, which need {sizes.memory(needed)} of memory or more "
+            f"in training, expected at most {sizes.memory(there)}, all that {place} has\n"
+            "  lower n_layer, n_embd or n_positions, use more ranks with training.zero_stage 3, or a larger machine"
+        )
 
 
 @contextlib.contextmanager

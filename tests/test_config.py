@@ -594,3 +594,9 @@ def test_all_problems_of_a_cluster_file_are_told_before_anything_is_submitted(tm
     assert "stages.train.chain_jobs" in told
     assert "requeue: " in told
     assert "reservation" not in told
+
+
+def test_a_file_with_thousands_of_problems_is_told_in_a_hundred_lines(load):
+    problems = problems_of(load, VALID | {f"key{number}": 1 for number in range(5000)})
+    assert len(problems) == 101
+    assert problems[-1] == "and 4900 more; mend these first"
