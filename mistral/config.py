@@ -6,8 +6,9 @@ mistral/configerrors.py turns what is wrong into one message.
 """
 
 import difflib
+import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -76,10 +77,28 @@ class Experiment(Section):
 
     def checks(self) -> tuple[Check, ...]:
         """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
-        return (
-            *(self._long_sequences, self._nothing_to_predict, self._long_stride, self._texts_for_ids),
-            *(self._large_vocabulary, self._many_layers, self._large_model, self._large_step, self._endless_schedule),
+        own = (
+            self._equal_seeds,
+            self._long_sequences,
+            self._nothing_to_predict,
+            self._long_stride,
+            self._texts_for_ids,
         )
+        return (*own, *(functools.partial(self._of_size, check) for check in sizes.CHECKS))
+
+    def _equal_seeds(self) -> str | None:
+        """Two runs with the same streams are the same run; without dropout its stream decides nothing."""
+        streams = ("init", "data", "dropout") if self.model.drops_out() else ("init", "data")
+        first: dict[tuple[int, ...], str] = {}
+        for name, seeds in self.seeds.items():
+            numbers = tuple(getattr(seeds, stream) for stream in streams)
+            if (other := first.setdefault(numbers, name)) != name:
+                return (
+                    f"seeds.{name}: found {', '.join(f'{s} {n}' for s, n in zip(streams, numbers, strict=True))}, as "
+                    f"seeds.{other} has, which would train the same run twice, expected another number in one of them; "
+                    "change a number, or leave one of the two seeds out"
+                )
+        return None
 
     def _long_sequences(self) -> str | None:
         if self.seq_len <= self.model.n_positions:
@@ -113,60 +132,13 @@ class Experiment(Section):
             "as there is no tokenizer for it; leave the evaluation sets out"
         )
 
-    def _large_vocabulary(self) -> str | None:
+    def _of_size(self, check: Callable[[sizes.Size], str | None]) -> str | None:
+        return check(self.size())
+
+    def size(self) -> sizes.Size:
+        """How large the model and its training are; with GPT-2's vocabulary where the tokenizer is not known yet."""
         vocabulary = self.data.vocabulary() or sizes.GPT2_VOCABULARY
-        if vocabulary <= sizes.LARGEST_VOCABULARY:
-            return None
-        return (
-            f"data.tokenizer: found a vocabulary of {sizes.count(vocabulary, 'tokens')}, with which {self._size()}, "
-            f"expected at most {sizes.LARGEST_VOCABULARY:,} tokens; lower vocab_size"
-        )
-
-    def _many_layers(self) -> str | None:
-        if self.model.n_layer <= sizes.MOST_LAYERS:
-            return None
-        return (
-            f"model.n_layer: found {sizes.count(self.model.n_layer, 'layers')}, with which {self._size()}, expected at "
-            f"most {sizes.MOST_LAYERS:,}; lower it"
-        )
-
-    def _large_model(self) -> str | None:
-        if self._memory() <= sizes.LARGEST_MEMORY_BYTES:
-            return None
-        keys = "n_layer, n_embd, n_positions, the vocabulary or training.micro_batch_size"
-        return f"model: found that {self._size()}, expected at most {sizes.memory(sizes.LARGEST_MEMORY_BYTES)}; lower {keys}"
-
-    def _large_step(self) -> str | None:
-        tokens = self.training.global_batch_size * self.seq_len
-        if tokens <= sizes.LARGEST_STEP_TOKENS:
-            return None
-        return (
-            f"training.global_batch_size: found {sizes.count(tokens, 'tokens')} in each optimizer step, while "
-            f"{self._size()}, expected at most {sizes.LARGEST_STEP_TOKENS:,} tokens in a step; lower it"
-        )
-
-    def _endless_schedule(self) -> str | None:
-        number = self.checkpoints.count(self.training.max_steps)
-        if number <= sizes.MOST_CHECKPOINTS:
-            return None
-        return (
-            f"checkpoints.schedule: found {number:,} steps whose weights are kept, of "
-            f"{sizes.memory(sizes.FP32_BYTES * self.parameters())} each, expected at most {sizes.MOST_CHECKPOINTS:,}; "
-            "raise the numbers of `every`"
-        )
-
-    def parameters(self) -> int:
-        """Parameters of the model; estimated with GPT-2's vocabulary where that of the tokenizer is not known yet."""
-        return sizes.parameters_of(self.model, self.data.vocabulary() or sizes.GPT2_VOCABULARY)
-
-    def _memory(self) -> int:
-        logits = self.training.micro_batch_size * self.seq_len * (self.data.vocabulary() or sizes.GPT2_VOCABULARY)
-        return sizes.training_bytes(self.parameters(), logits)
-
-    def _size(self) -> str:
-        """`the model has 124,439,808 parameters and training takes 8.58 GB of memory`."""
-        has = sizes.count(self.parameters(), "parameters")
-        return f"the model has {has} and training takes {sizes.memory(self._memory())} of memory"
+        return sizes.Size(self.model, self.training, self.checkpoints, vocabulary, self.seq_len)
 
     @property
     def seq_len(self) -> int:

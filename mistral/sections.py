@@ -76,6 +76,10 @@ class Model(Section):
         """The heads divide the width."""
         return (self._uneven_heads,)
 
+    def drops_out(self) -> bool:
+        """Whether anything is dropped in training."""
+        return bool(self.resid_pdrop or self.embd_pdrop or self.attn_pdrop)
+
     def _uneven_heads(self) -> str | None:
         if self.n_embd % self.n_head == 0:
             return None

@@ -1,10 +1,11 @@
 """model and training sections -> parameters and memory, estimated before anything is built."""
 
 import os
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from mistral.sections import Model, Training
+from mistral.sections import Checkpoints, Model, Training
 
 GPT2_VOCABULARY = 50_257
 LARGEST_VOCABULARY = 2**24  # some sixty times the largest of published models
@@ -22,11 +23,6 @@ def parameters_of(model: Model, vocabulary: int) -> int:
     width = model.n_embd
     block = 12 * width * width + 13 * width  # attention, MLP and two layer norms, with their biases
     return (vocabulary + model.n_positions) * width + model.n_layer * block + 2 * width
-
-
-def training_bytes(parameters: int, logits: int) -> int:
-    """Memory of one process that trains by itself: 16 bytes a parameter, and the fp32 logits of a micro-batch."""
-    return TRAINED_BYTES * parameters + FP32_BYTES * logits
 
 
 def least_bytes(parameters: int, training: Training, world_size: int) -> int:
@@ -62,3 +58,80 @@ def memory(size: int) -> str:
             number = Decimal(size) / bytes_each
             return f"{number:.3g} {unit}" if number < 10**6 else f"{number:.1e} {unit}"
     return f"{size} bytes"
+
+
+# --- what no config may ask for ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What decides how large a model and its training are."""
+
+    model: Model
+    training: Training
+    checkpoints: Checkpoints
+    vocabulary: int  # tokens
+    seq_len: int  # tokens
+
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return parameters_of(self.model, self.vocabulary)
+
+    def memory_bytes(self) -> int:
+        """Memory of one process that trains by itself: parameters, and the fp32 logits of a micro-batch."""
+        logits = self.training.micro_batch_size * self.seq_len * self.vocabulary
+        return TRAINED_BYTES * self.parameters() + FP32_BYTES * logits
+
+    def told(self) -> str:
+        """`the model has 124,439,808 parameters and training takes 8.58 GB of memory`."""
+        has = count(self.parameters(), "parameters")
+        return f"the model has {has} and training takes {memory(self.memory_bytes())} of memory"
+
+
+def _large_vocabulary(size: Size) -> str | None:
+    if size.vocabulary <= LARGEST_VOCABULARY:
+        return None
+    return (
+        f"data.tokenizer: found a vocabulary of {count(size.vocabulary, 'tokens')}, with which {size.told()}, expected "
+        f"at most {LARGEST_VOCABULARY:,} tokens; lower vocab_size"
+    )
+
+
+def _many_layers(size: Size) -> str | None:
+    if size.model.n_layer <= MOST_LAYERS:
+        return None
+    found = count(size.model.n_layer, "layers")
+    return f"model.n_layer: found {found}, with which {size.told()}, expected at most {MOST_LAYERS:,}; lower it"
+
+
+def _large_model(size: Size) -> str | None:
+    if size.memory_bytes() <= LARGEST_MEMORY_BYTES:
+        return None
+    return (
+        f"model: found that {size.told()}, expected at most {memory(LARGEST_MEMORY_BYTES)}; lower n_layer, n_embd, "
+        "n_positions, the vocabulary or training.micro_batch_size"
+    )
+
+
+def _large_step(size: Size) -> str | None:
+    tokens = size.training.global_batch_size * size.seq_len
+    if tokens <= LARGEST_STEP_TOKENS:
+        return None
+    return (
+        f"training.global_batch_size: found {count(tokens, 'tokens')} in each optimizer step, while {size.told()}, "
+        f"expected at most {LARGEST_STEP_TOKENS:,} tokens in a step; lower it"
+    )
+
+
+def _endless_schedule(size: Size) -> str | None:
+    number = size.checkpoints.count(size.training.max_steps)
+    if number <= MOST_CHECKPOINTS:
+        return None
+    return (
+        f"checkpoints.schedule: found {number:,} steps whose weights are kept, of "
+        f"{memory(FP32_BYTES * size.parameters())} each, expected at most {MOST_CHECKPOINTS:,}; raise the numbers of "
+        "`every`"
+    )
+
+
+CHECKS = (_large_vocabulary, _many_layers, _large_model, _large_step, _endless_schedule)

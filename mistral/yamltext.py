@@ -100,8 +100,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             data = file.read(LARGEST_BYTES + 1)
         if len(data) > LARGEST_BYTES:
             raise ConfigError(
-                f"{path}: found a file of more than {LARGEST_BYTES // 1000} KB, expected a config of a few KB; check the "
-                "path, or name many files by a glob"
+                f"{path}: found a file of more than {LARGEST_BYTES // 1000} KB, expected a config of a few KB; check "
+                "the path, or name many files by a glob"
             )
         raw = parse_yaml(data.decode("utf-8"), str(path))
     except OSError as error:

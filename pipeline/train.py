@@ -201,8 +201,8 @@ def require_memory(run: "Run", ranks_here: int) -> None:
     if needed > there:
         place = "the GPU" if on_gpu else "this machine"
         raise ConfigError(
-            f"model: found {sizes.count(parameters, 'parameters')}, which need {sizes.memory(needed)} of memory or more "
-            f"in training, expected at most {sizes.memory(there)}, all that {place} has\n"
+            f"model: found {sizes.count(parameters, 'parameters')}, which need {sizes.memory(needed)} of memory or "
+            f"more in training, expected at most {sizes.memory(there)}, all that {place} has\n"
             "  lower n_layer, n_embd or n_positions, use more ranks with training.zero_stage 3, or a larger machine"
         )
 

@@ -600,3 +600,28 @@ def test_a_file_with_thousands_of_problems_is_told_in_a_hundred_lines(load):
     problems = problems_of(load, VALID | {f"key{number}": 1 for number in range(5000)})
     assert len(problems) == 101
     assert problems[-1] == "and 4900 more; mend these first"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "dropout", "equal"),
+    [
+        ({"one": 7, "two": 7}, 0.1, True),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 7}}, 0.1, True),
+        ({"one": 1, "two": 2, "three": 1}, 0.1, True),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 8}}, 0.1, False),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 8}}, 0.0, True),
+        ({"one": 7, "two": {"init": 7, "data": 8, "dropout": 7}}, 0.0, False),
+        ({"one": 7, "two": {"init": 8, "data": 7, "dropout": 7}}, 0.1, False),
+    ],
+)
+def test_two_seeds_that_would_train_the_same_run_twice_are_refused(load, seeds, dropout, equal):
+    model = VALID["model"] | {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    value = changed(seeds=seeds, model=model)
+    if not equal:
+        assert len(load(value).seeds) == len(seeds)
+        return
+    [problem] = problems_of(load, value)
+    assert re.match(
+        r"seeds\.(two|three): found init \d, data \d.*, as seeds\.one has, which would train the same", problem
+    )
+    assert FOUND_EXPECTED_ADVICE.match(problem)
