@@ -11,13 +11,24 @@ from typing import Any
 
 from mistral.config import Experiment
 from mistral.errors import ConfigError, ManifestError
+from mistral.extension import (
+    extend,
+    last_step,
+    of_any_length,
+    plan_of,
+    refusal_of_length,
+    steps_made,
+    training_of,
+    with_plan,
+    without_length,
+)
 from mistral.files import digest_of
 from mistral.manifest import Manifest, Record, make_record
 from mistral.provenance import software
 
 CONDITIONS = ("software", "numerics")  # what may change between two attempts of a run
 ADVICE_FROZEN = (
-    "model, data, training (but logging_steps) and the seed are frozen once a run has begun\n"
+    "model, data, training (but logging_steps) and the seed are frozen once a run has made its first checkpoint\n"
     "  set them back, or give the experiment another name"
 )
 
@@ -69,10 +80,11 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
         ManifestError: the dataset is not the one that the run began with.
     """
     earlier = manifest.find("train", (run, "begin"))
-    if earlier is not None:
-        refuse_changes(earlier, facts)
+    if earlier is not None and steps_made(manifest, run) is not None:
+        refuse_changes(manifest, earlier, facts)
         refuse_other_schedule(manifest, earlier, facts["scheduled_steps"])
         _refuse_other_data(earlier, facts["cohort"]["data"])
+        extend(manifest, earlier, facts)
         return earlier
     drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
     if drift and not allow_drift:
@@ -81,19 +93,32 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[st
             f"{run} differs from its siblings in more than the seed:\n{shown}\n"
             "  train it as they were trained, or say --allow-drift to record the difference"
         )
+    facts = {**facts, "drift": drift}
+    if earlier is not None:
+        if not differences(earlier.facts, facts):
+            return earlier
+        _withdraw(manifest, run)
     config = digest_of(facts["frozen"])
     return manifest.publish(
         make_record(
             "train/begin", (run, "begin"), config=config, inputs={"dataset": facts["cohort"]["data"]}, files=[],
-            facts={**facts, "drift": drift},
+            facts=facts,
         )
     )  # fmt: skip
 
 
-def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with another config than the run began with.
+def _withdraw(manifest: Manifest, run: str) -> None:
+    """Take back the record of a beginning that no step followed, which binds nobody."""
+    for name in manifest.names("train", (run, "drift")):
+        manifest.remove("train", (run, "drift", name))
+    manifest.remove("train", (run, "begin"))
+
+
+def refuse_changes(manifest: Manifest, earlier: Record, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with another config than the run began with; a longer run is none if its past stays as it is.
 
     Args:
+        manifest: the records.
         earlier: the record of the run's beginning.
         facts: what `identity` gives now.
 
@@ -107,10 +132,17 @@ def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
             f"{now[0]} of experiment {now[1]}, which has the same name\n"
             "  rename the seed or the experiment, or use another workspace"
         )
-    changes = differences(earlier.facts["frozen"], facts["frozen"])
+    frozen, now = with_plan(earlier.facts["frozen"], plan_of(manifest, earlier)), facts["frozen"]
+    changes, why = differences(frozen, now), ""
+    if changes and without_length(frozen) == without_length(now):
+        steps = steps_made(manifest, earlier.key[0]) or 0
+        refusal = refusal_of_length(frozen["training"], now["training"], steps)
+        changes, why = (changes, f"  {refusal}\n") if refusal else ([], "")
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
-        raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+        raise ConfigError(
+            f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{why}  {ADVICE_FROZEN}"
+        )
 
 
 def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequence[int]) -> None:
@@ -122,15 +154,17 @@ def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequen
     run = earlier.key[0]
     recorded = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "weights"))}
     states = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "state"))}
-    begun, present = set(earlier.facts["scheduled_steps"]), max(recorded | states, default=0)
-    gone = sorted(begun - set(scheduled))
+    plan, present = plan_of(manifest, earlier), max(recorded | states, default=0)
+    begun = set(plan.facts["scheduled_steps"])
+    former_end = {last_step(plan)} if scheduled[-1] > last_step(plan) else set()
+    gone = sorted(begun - set(scheduled) - former_end)
     late = sorted(step for step in set(scheduled) - begun - recorded if step <= present)
     for steps, what in ((gone, "without the steps"), (late, "with the steps")):
         if steps:
             shown = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
             raise ConfigError(
                 f"{run}: checkpoints.schedule: found one {what} {shown}, expected the one that the run began with, or "
-                f"more steps after its present step {present}\n  set the schedule back, or extend it beyond that step"
+                f"more steps after its present step {present}\n  set the schedule back, or add later steps only"
             )
 
 
@@ -233,7 +267,15 @@ def drift_of(manifest: Manifest, checkpoint: Record) -> list[Record]:
 
 def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:
     record = manifest.find("train", (sibling, "begin"))
-    return differences(record.facts["cohort"], cohort) if record else []
+    if record is None or _is_stale(manifest, record, cohort):
+        return []
+    theirs = of_any_length(record.facts["cohort"], training_of(plan_of(manifest, record)))
+    return differences(theirs, of_any_length(cohort, cohort["config"]["training"]))
+
+
+def _is_stale(manifest: Manifest, begun: Record, cohort: dict[str, Any]) -> bool:
+    """Whether a sibling made no step and has to begin anew, with the config of now, before it can."""
+    return steps_made(manifest, begun.key[0]) is None and begun.facts["cohort"]["config"] != cohort["config"]
 
 
 def differences(then: Any, now: Any, where: str = "") -> list[str]:

@@ -195,10 +195,11 @@ class Experiment(Section):
 
     def shared_sections(self) -> dict[str, Any]:
         """What every run of the cohort has in common: model, data, and training but for its logging."""
+        free = {"logging_steps"} | ({"lr_decay_steps"} if self.training.lr_decay_steps is None else set())
         return {
             "data": self.data.identity(),
             "model": self.model.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json", exclude={"logging_steps"}),
+            "training": self.training.model_dump(mode="json", exclude=free),
         }
 
 

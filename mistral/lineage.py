@@ -11,6 +11,7 @@ from typing import Any
 from mistral.cohort import changes_between, differences, promise
 from mistral.config import Data, Experiment, Seeds
 from mistral.dataset import SEAL
+from mistral.extension import contradictions_of_length, last_step, newest_plan, of_any_length, training_of
 from mistral.files import digest_of
 from mistral.manifest import Record
 from mistral.records import Records, place
@@ -34,7 +35,7 @@ def contradictions(records: Records, experiment: Experiment | None = None) -> It
         yield from _careful(begun, foreign(begun, experiment))
         yield from _careful(begun, gaps(records, begun, experiment))
     for first, second in itertools.combinations(records.of_kind("train/begin"), 2):
-        yield from _careful(second, undeclared_difference(first, second))
+        yield from _careful(second, undeclared_difference(records, first, second))
     yield from twins(records)
 
 
@@ -157,14 +158,29 @@ def _complete(records: Records, complete: Record) -> Iterator[str]:
     run = complete.key[0]
     if (begun := records.get("train", run, "begin")) is None:
         return
-    last = begun.facts["frozen"]["training"]["max_steps"]
-    if complete.facts["steps"] != last:
-        yield f"{place(complete)}: found {complete.facts['steps']} steps, expected {last}"
+    last, ends = complete.facts["steps"], [last_step(plan) for plan in (begun, *records.of_kind("train/extend", run))]
+    if last not in ends:
+        yield f"{place(complete)}: found {last} steps, expected {' or '.join(map(str, ends))}"
     yield from _follows(records, complete, "weights", "train", run, "weights", step_name(last))
     weights = records.get("train", run, "weights", step_name(last))
     claim = promise(begun, drift_chain(records, weights)) if weights else None
     if claim and (claimed := complete.facts["promise"]) != claim:
         yield f"{place(complete)}: found the promise {claimed!r}, expected {claim!r} by what is recorded of its drift"
+
+
+def _extend(records: Records, extension: Record) -> Iterator[str]:
+    """A longer run follows from its beginning, and keeps all that it was to keep but for its former end."""
+    yield from _run_of(records, extension)
+    run = extension.key[0]
+    yield from _follows(records, extension, "begin", "train", run, "begin")
+    if begun := records.get("train", run, "begin"):
+        for problem in contradictions_of_length(begun, extension):
+            yield f"{place(extension)}: {problem}; restore the record"
+
+
+def _plan(records: Records, begun: Record) -> Record:
+    """How long a run is now."""
+    return newest_plan(begun, records.of_kind("train/extend", begun.key[0]))
 
 
 def _drift(records: Records, drift: Record) -> Iterator[str]:
@@ -231,6 +247,7 @@ _CHECKS = {
     "train/state": _checkpoint,
     "train/complete": _complete,
     "train/drift": _drift,
+    "train/extend": _extend,
     "export/checkpoint": _export,
 }
 
@@ -250,22 +267,26 @@ def foreign(begun: Record, experiment: Experiment | None) -> Iterator[str]:
 def gaps(records: Records, begun: Record, experiment: Experiment | None) -> Iterator[str]:
     """A run holds every scheduled step that it has passed, by the schedule it began with and by the experiment's."""
     run = begun.key[0]
-    complete = records.exists("train", run, "complete")
-    passed = [begun.facts["frozen"]["training"]["max_steps"]] if complete else []
+    complete, plan = records.get("train", run, "complete"), _plan(records, begun)
+    unreadable = complete is None and records.exists("train", run, "complete")
+    passed = [complete.facts["steps"]] if complete else [last_step(plan)] if unreadable else []
     reached = max([*passed, *records.steps(run), *records.steps(run, "state")], default=-1)
-    scheduled = {*begun.facts["scheduled_steps"], *(experiment.scheduled_steps() if experiment else ())}
-    how = "complete" if complete else f"at step {reached}"
+    asked = experiment.scheduled_steps() if experiment else ()
+    scheduled = {*plan.facts["scheduled_steps"], *(asked if asked and asked[-1] >= last_step(plan) else ())}
+    how = "complete" if passed else f"at step {reached}"
     for step in sorted(scheduled - set(records.steps(run))):
         if step <= reached:
             yield f"{run}: {how}, but its scheduled step {step} is not recorded"
 
 
-def undeclared_difference(first: Record, second: Record) -> Iterator[str]:
+def undeclared_difference(records: Records, first: Record, second: Record) -> Iterator[str]:
     """Runs of one experiment differ in nothing but their seeds, or one of them tells in what else."""
     if first.facts["experiment"] != second.facts["experiment"]:
         return
     declared = second.key[0] in first.facts["drift"] or first.key[0] in second.facts["drift"]
-    changes = differences(first.facts["cohort"], second.facts["cohort"])
+    began = all(records.steps(run) or records.steps(run, "state") for run in (first.key[0], second.key[0]))
+    one, other = (of_any_length(run.facts["cohort"], training_of(_plan(records, run))) for run in (first, second))
+    changes = differences(one, other) if began else []
     if changes and not declared:
         yield f"{place(second)}: differs from {first.key[0]} in more than the seed, not declared: {'; '.join(changes)}"
 

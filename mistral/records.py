@@ -80,7 +80,7 @@ def expected_kind(stage: str, key: Key) -> str | None:
             return "preprocess/dataset" if name == SEAL else "preprocess/unit"
         case ("train", _, "begin" | "complete" as name):
             return f"train/{name}"
-        case ("train", _, "weights" | "state" as name, step) if STEP.match(step):
+        case ("train", _, "weights" | "state" | "extend" as name, step) if STEP.match(step):
             return f"train/{name}"
         case ("train", _, "drift", name) if DRIFT.match(name):
             return "train/drift"

@@ -93,7 +93,7 @@ class Training(Section):
     """Hyperparameters, in Hugging Face's names where it has one."""
 
     max_steps: Step
-    """Length of a run. [optimizer steps]"""
+    """Length of a run; it may grow later where lr_decay_steps is given and longer. [optimizer steps]"""
     global_batch_size: Positive = 512
     """Batch of one optimizer step, over all ranks; a multiple of micro_batch_size x ranks. [sequences]"""
     micro_batch_size: Positive = 16
@@ -118,6 +118,8 @@ class Training(Section):
     """AdamW's epsilon. [no unit]"""
     lr_scheduler_type: Literal["linear", "cosine"] = "linear"
     """Shape of the learning rate's decay to zero after the warm-up."""
+    lr_decay_steps: Step | None = None
+    """The step at which the learning rate would be zero; max_steps unless given, and never below. [optimizer steps]"""
     warmup_steps: Annotated[Count, Field(le=MAX_STEPS)] = 0
     """Length of the linear warm-up of the learning rate. [optimizer steps]"""
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
@@ -126,8 +128,20 @@ class Training(Section):
     """Steps from one line of metrics.jsonl to the next. [optimizer steps]"""
 
     def checks(self) -> tuple[Check, ...]:
-        """Micro batches fill the batch; fp16 has fp32 weights to save."""
-        return (self._uneven_batch, self._fp16_without_zero)
+        """Micro batches fill the batch; fp16 has fp32 weights to save; the learning rate is above zero."""
+        return (self._uneven_batch, self._fp16_without_zero, self._short_decay)
+
+    def decay_steps(self) -> int:
+        """The step at which the learning rate would be zero."""
+        return self.lr_decay_steps or self.max_steps
+
+    def _short_decay(self) -> str | None:
+        if self.decay_steps() >= self.max_steps:
+            return None
+        return (
+            f"training.lr_decay_steps: found {self.lr_decay_steps}, expected max_steps = {self.max_steps} or more, as "
+            "nothing is learned at a rate of zero; raise it, or lower max_steps"
+        )
 
     def _fp16_without_zero(self) -> str | None:
         if self.precision != "fp16" or self.zero_stage:

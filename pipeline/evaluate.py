@@ -156,7 +156,7 @@ def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:
     from mistral.ranks import Ranks
 
     experiment, manifest, run = measured.experiment, measured.manifest, measured.experiment.run_name(seed)
-    refuse_changes(manifest.get("train", (run, "begin"), "run verify"), identity(experiment, seed))
+    refuse_changes(manifest, manifest.get("train", (run, "begin"), "run verify"), identity(experiment, seed))
     weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
     if problems := manifest.damage(weights):
         raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")

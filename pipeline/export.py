@@ -154,7 +154,7 @@ def _export_all(
             run = experiment.run_name(seed)
             try:
                 begun = manifest.get("train", (run, "begin"), "run verify")
-                refuse_changes(begun, identity(experiment, seed))  # the model card tells this config
+                refuse_changes(manifest, begun, identity(experiment, seed))  # the model card tells this config
                 weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
                 export_checkpoint(experiment, seed, manifest, weights, dataset)
                 exported.append(name_of(experiment, seed, step))

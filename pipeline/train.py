@@ -13,6 +13,7 @@ from mistral.cohort import identity, refuse_changes, refuse_other_schedule
 from mistral.config import Experiment
 from mistral.dataset import evaluation_record
 from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.extension import steps_made
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
@@ -76,10 +77,11 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
     """
     run = experiment.run_name(seed)
     begun = manifest.find("train", (run, "begin"))
-    if begun is not None:
-        refuse_changes(begun, identity(experiment, seed))
+    if begun is not None and steps_made(manifest, run) is not None:
+        refuse_changes(manifest, begun, identity(experiment, seed))
         refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
-    return manifest.find("train", (run, "complete")) is not None
+    complete = manifest.find("train", (run, "complete"))
+    return complete is not None and complete.facts["steps"] >= experiment.training.max_steps
 
 
 def describe_exit(code: int) -> str:

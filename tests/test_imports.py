@@ -22,7 +22,7 @@ IMPORTS = {
     "mistral.batches": "config errors order shards",
     "mistral.checkpoints": "config engine errors files lease manifest workspace",
     "mistral.clusters": "section",
-    "mistral.cohort": "config errors files manifest provenance",
+    "mistral.cohort": "config errors extension files manifest provenance",
     "mistral.config": "clusters configerrors datasections errors evaluationsets files section sections sizes yamltext",
     "mistral.configerrors": "section",
     "mistral.corpus": "config errors files hubsource",
@@ -38,11 +38,12 @@ IMPORTS = {
     "mistral.evidence": (
         "checkpoints config errors manifest model parity progress provenance records tensorfiles workspace"
     ),
+    "mistral.extension": "config manifest schedule workspace",
     "mistral.files": "errors",
     "mistral.hub": "cohort config errors files manifest metrics modelcard parity tensorfiles workspace",
     "mistral.hubsource": "config errors files",
     "mistral.lease": "errors files",
-    "mistral.lineage": "cohort config dataset files manifest records tensorfiles workspace",
+    "mistral.lineage": "cohort config dataset extension files manifest records tensorfiles workspace",
     "mistral.lines": "corpus datasections documents errors passthrough",
     "mistral.loop": "batches checkpoints config engine model randomness run schedule shards windows",
     "mistral.manifest": "errors files provenance workspace",
