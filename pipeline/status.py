@@ -9,6 +9,7 @@ from typing import Any
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import ManifestError, Stopped
+from mistral.extension import plan_of
 from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
 from mistral.metrics import parse_line, tokens_per_second
@@ -213,9 +214,10 @@ def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[
         return experiment.training.max_steps, len(experiment.scheduled_steps())
     try:
         begun = manifest.find("train", (run, "begin"))
+        scheduled = plan_of(manifest, begun).facts["scheduled_steps"] if begun else ()
     except ManifestError:  # verify says what is wrong with it
-        begun = None
-    return (begun.facts["scheduled_steps"][-1], len(begun.facts["scheduled_steps"])) if begun else (None, None)
+        scheduled = ()
+    return (scheduled[-1], len(scheduled)) if scheduled else (None, None)
 
 
 def last_step(path: Path) -> dict[str, Any]:
