@@ -110,7 +110,7 @@ def parse_record(body: Any, origin: Path) -> Record:
         record = Record(**{**body, "key": tuple(body["key"]), "files": files})
         whole = record.digest == _digest(body)
         same = record.content == digest_of(_content(record.kind, record.key, record.config, record.inputs, files))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{origin}: found something that is not a record ({error}); {_ADVICE}") from None
     if not whole or not same:
         raise ManifestError(f"{origin}: found a record whose digest does not match its content; {_ADVICE}")

@@ -71,9 +71,30 @@ def export(
         planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
     units = [(seed, step) for seed, step in planned if step in recorded[seed]]
     missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
-    left = [unit for unit in units if not is_exported(experiment, manifest, *unit)]
-    exported = _export_all(experiment, manifest, left, len(units), progress)
+    broken = broken_records(experiment, manifest, units)
+    left = [unit for unit in units if unit not in broken and not is_exported(experiment, manifest, *unit)]
+    exported, refused = _export_all(experiment, manifest, left, len(units), progress) if left else ([], [])
+    if refused := [*broken.values(), *refused]:
+        count = "1 checkpoint" if len(refused) == 1 else f"{len(refused)} checkpoints"
+        raise Findings(f"found {count} that cannot be exported, {len(exported)} were:\n" + "\n".join(refused))
+    if not left:
+        progress.say(f"{experiment.name}: nothing to export")
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
+
+
+def broken_records(
+    experiment: Experiment, manifest: Manifest, units: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], str]:
+    """What is wrong with the records of checkpoints and of their exports that cannot be read."""
+    broken = {}
+    for seed, step in units:
+        run = experiment.run_name(seed)
+        try:
+            manifest.find("train", (run, "weights", step_name(step)))
+            manifest.find("export", (run, f"checkpoint-{step}"))
+        except ManifestError as error:
+            broken[seed, step] = f"  {name_of(experiment, seed, step)}: {error}"
+    return broken
 
 
 def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:
@@ -140,10 +161,8 @@ def _dataset(experiment: Experiment, manifest: Manifest) -> Record:
 
 def _export_all(
     experiment: Experiment, manifest: Manifest, units: list[tuple[str, int]], total: int, progress: Progress
-) -> list[str]:
-    if not units:
-        progress.say(f"{experiment.name}: nothing to export")
-        return []
+) -> tuple[list[str], list[str]]:
+    """Export units; returns the names of those that were, and one line for each that was refused."""
     from mistral.hub import export_checkpoint
 
     dataset = _dataset(experiment, manifest)
@@ -163,8 +182,4 @@ def _export_all(
             progress.advance(1)
     finally:
         progress.finish()
-    if refused:
-        raise Findings(
-            f"found {len(refused)} checkpoints that cannot be exported, {len(exported)} were:\n" + "\n".join(refused)
-        )
-    return exported
+    return exported, refused

@@ -205,6 +205,6 @@ def test_run_tells_the_failures_of_both_stages(trained, run, monkeypatch):
     done = trained.train("alias", probe_error={2: 1e-3})
     monkeypatch.setattr(train, "train", failing([]))
     told, rows = run("run")
-    assert told.startswith("found that 1 of 2 seeds failed\nfound 1 checkpoints that cannot be exported, 2 were:\n")
+    assert told.startswith("found that 1 of 2 seeds failed\nfound 1 checkpoint that cannot be exported, 2 were:\n")
     assert f"{done}/checkpoint-2" in told
     assert len(rows) == 2

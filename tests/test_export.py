@@ -134,6 +134,23 @@ def test_a_damaged_checkpoint_is_refused_while_the_others_are_exported(trained, 
     assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
 
 
+@pytest.mark.parametrize("kind", ["weights", "export"])
+def test_a_broken_record_of_what_is_exported_already_is_no_export_without_work(trained, kind):
+    run = trained.train("alias")
+    trained.export()
+    keys = {"weights": ("train", (run, "weights", "step-00000002")), "export": ("export", (run, "checkpoint-2"))}
+    path = trained.manifest.path(*keys[kind])
+    path.write_text("[" * 100_000)
+    with pytest.raises(
+        Findings, match=rf"found 1 checkpoint that cannot be exported, 0 were:\n  {run}/checkpoint-2: .*JSON"
+    ):
+        trained.export()
+    trained.manifest.remove("export", (run, "checkpoint-4"))
+    with pytest.raises(Findings, match="found 1 checkpoint that cannot be exported, 1 were"):
+        trained.export()
+    assert trained.export(steps=[0]).already == 1
+
+
 def test_a_damaged_line_of_metrics_is_named_and_holds_back_only_what_it_belongs_to(trained):
     run = trained.train("alias")
     path = trained.workspace.metrics(run)

@@ -55,7 +55,7 @@ IMPORTS = {
     "mistral.packing": "config corpus documents files ordered shards splitting tokens",
     "mistral.pace": "files",
     "mistral.parity": "errors manifest",
-    "mistral.passthrough": "datasections documents files",
+    "mistral.passthrough": "datasections documents errors files",
     "mistral.peek": "config corpus packing splitting tokens vocabulary workspace",
     "mistral.progress": "",
     "mistral.provenance": "mistral",
@@ -74,7 +74,7 @@ IMPORTS = {
     "mistral.sizes": "sections",
     "mistral.splitting": "config corpus detokenize documents errors readers",
     "mistral.tensorfiles": "errors manifest",
-    "mistral.tokens": "errors files passthrough shards",
+    "mistral.tokens": "errors files passthrough shards sizes",
     "mistral.training": ALL_OF_MISTRAL,
     "mistral.units": (
         "config corpus dataset deduplication files manifest ordered packing progress readers shards splitting tokens"
