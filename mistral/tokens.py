@@ -185,7 +185,7 @@ def read_tokenizer(folder: Path, engine: EngineName = "fast") -> Tokenizer:
         ) from error
     if size > LARGEST_VOCABULARY:
         raise DataError(
-            f"{path}: found token ids up to {size - 1:,}, expected a vocabulary of at most {LARGEST_VOCABULARY:,}; give "
+            f"{path}: found token ids up to {size - 1:,}, expected at most {LARGEST_VOCABULARY - 1:,}; give "
             "another tokenizer"
         )
     end_of_text = config.get("eos_token")

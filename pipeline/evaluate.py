@@ -12,6 +12,7 @@ from mistral.manifest import Manifest, Record
 from mistral.workspace import step_name, step_number
 from pipeline.context import Context
 from pipeline.results import as_table
+from pipeline.steps import advice
 
 if TYPE_CHECKING:  # torch is imported where a model is measured, and nowhere else
     import torch
@@ -105,12 +106,13 @@ def recorded_checkpoints(context: Context, seeds: Sequence[str], steps: Sequence
     found = {
         seed: set(map(step_number, context.manifest.names("train", (run, "weights")))) for seed, run in runs.items()
     }
-    absent = [f"{runs[seed]} step {step}" for seed in seeds for step in sorted(set(steps) - found[seed])]
+    absent = [(seed, step) for seed in seeds for step in sorted(set(steps) - found[seed])]
     if absent or not any(found.values()):
-        names = ", ".join(absent[:5]) or "any step"
+        names = ", ".join(f"{runs[seed]} step {step}" for seed, step in absent[:5]) or "any step"
+        train = context.experiment.command("train", context.workspace.root)
+        told = advice(context.experiment, found, absent, train) or f"  run: {train}"
         raise ManifestError(
-            f"{context.experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: {context.experiment.command('train', context.workspace.root)}"
+            f"{context.experiment.name}: found no weights of {names}, expected them to be recorded\n{told}"
         )
     return [(seed, step) for seed in seeds for step in sorted(set(steps) or found[seed])]
 

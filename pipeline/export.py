@@ -12,6 +12,7 @@ from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
+from pipeline.steps import advice
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,8 @@ def plan_units(
     wanted = [(seed, step) for seed, step in units if step not in recorded[seed] and (recorded[seed] or not started)]
     if wanted and (steps or not started):
         names = ", ".join(name_of(experiment, seed, step) for seed, step in wanted[:5])
-        raise ManifestError(
-            f"{experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: {experiment.command('train', workspace.root)}"
-        )
+        told = advice(experiment, recorded, wanted, experiment.command("train", workspace.root))
+        raise ManifestError(f"{experiment.name}: found no weights of {names}, expected them to be recorded\n{told}")
     return units
 
 

@@ -160,9 +160,7 @@ def test_a_vocabulary_of_an_absurd_size_is_refused_by_name(folder, tmp_path):
     body = json.loads(path.read_text())
     body["added_tokens"].append({**body["added_tokens"][0], "id": 4_000_000_000, "content": "<far>"})
     path.write_text(json.dumps(body))
-    with pytest.raises(
-        DataError, match=r"tokenizer.json: found token ids up to 4,000,000,000, expected a vocabulary of"
-    ):
+    with pytest.raises(DataError, match=r"tokenizer.json: found token ids up to 4,000,000,000, expected at most"):
         read_tokenizer(tmp_path / "huge", "reference")
 
 
