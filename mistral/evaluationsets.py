@@ -3,7 +3,9 @@
 An evaluation set is an ordinary dataset of the project: `data` makes the section that it is prepared from.
 """
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from mistral.datasections import Data, HubSource, Sources, TrainedTokenizer, brings_validation
 from mistral.section import Check, Positive, Section
@@ -51,8 +53,16 @@ class WikiText103(EvaluationSet):
 
     source: Sources = WIKITEXT103
     """The test split of WikiText-103 on the Hub unless given."""
-    detokenizer: Literal["none", "wikitext"] = "wikitext"
-    """`wikitext` takes out the spaces that WikiText's tokenization put in."""
+    detokenizer: Literal["none", "wikitext"] = "none"
+    """`wikitext` takes out the spaces that WikiText's tokenization put in; the default where no source is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _detokenize_its_own_text(cls, value: Any) -> Any:
+        """A text of one's own stays as it is; the one on the Hub is in WikiText's tokenization."""
+        if isinstance(value, dict) and not {"source", "detokenizer"} & value.keys():
+            return {**value, "detokenizer": "wikitext"}
+        return value
 
 
 class Lambada(EvaluationSet):

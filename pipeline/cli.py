@@ -183,9 +183,8 @@ def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps
     summary = evaluate(context, context.experiment.choose_seeds(seeds), steps)
     show(summary, as_json)
     if summary.refused:
-        raise Findings(
-            f"found {len(summary.refused)} checkpoints that cannot be measured:\n" + "\n".join(summary.refused)
-        )
+        count = "1 checkpoint" if len(summary.refused) == 1 else f"{len(summary.refused)} checkpoints"
+        raise Findings(f"found {count} that cannot be measured:\n" + "\n".join(summary.refused))
 
 
 @cli.command(cls=Command, epilog='Example:\n  mistral-pipeline generate quickstart --seed alias --prompt "KING."')

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from mistral.cohort import identity, refuse_changes
 from mistral.config import Experiment
+from mistral.corpus import plan_units
 from mistral.dataset import SEAL, open_split
-from mistral.errors import CheckpointError, ConfigError, ManifestError
+from mistral.errors import CheckpointError, ConfigError, DataError, ManifestError
 from mistral.manifest import Manifest, Record
 from mistral.workspace import step_name, step_number
 from pipeline.context import Context
+from pipeline.preprocess import require_same_source
 from pipeline.results import as_table
 from pipeline.steps import advice
 
@@ -142,7 +144,23 @@ def open_measured(context: Context) -> Measured:
     streams = [open_split(workspace, dataset, split, experiment.seq_len) for split in splits]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = open_sets(experiment, manifest, dataset)
+    tell_changed_sources(context)
     return Measured(experiment, manifest, dataset, streams[0] if streams else None, sets, device)
+
+
+def tell_changed_sources(context: Context) -> None:
+    """Say that an evaluation set's files are not those that were tokenized, as these tokens are what is measured on."""
+    manifest, workspace = context.manifest, context.workspace
+    for name, one in context.experiment.evaluation_sets().items():
+        try:
+            require_same_source(one, manifest, plan_units(one, workspace.sources(), fetch=False), evaluation_set=True)
+        except ManifestError as error:
+            context.progress.say(
+                f"WARNING: evaluation.{name} is measured on the recorded tokens of {one.data.dataset_name()}, not on "
+                f"the files of now: {error}"
+            )
+        except DataError:  # the source is gone, or was fetched elsewhere: the recorded tokens are all there is
+            continue
 
 
 def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:

@@ -90,7 +90,7 @@ IMPORTS = {
     "pipeline.cli_slurm": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.options pipeline.preprocess "
     "pipeline.results pipeline.train slurm.*",
     "pipeline.context": ALL_OF_MISTRAL,
-    "pipeline.evaluate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.results pipeline.steps",
+    "pipeline.evaluate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.preprocess pipeline.results pipeline.steps",
     "pipeline.export": f"{ALL_OF_MISTRAL} pipeline.context pipeline.local pipeline.steps",
     "pipeline.generate": f"{ALL_OF_MISTRAL} pipeline.context pipeline.steps",
     "pipeline.local": ALL_OF_MISTRAL,
