@@ -90,10 +90,11 @@ def require_checkpoint(manifest: Manifest, weights: Record, dataset: Record) -> 
 
 
 def card_config(experiment: Experiment) -> str:
-    """Digest of what decides a folder besides its checkpoint: the place that its model card names, and the dtype."""
+    """Digest of what decides a folder besides its checkpoint: what its model card names, and the dtype."""
     export = experiment.export
-    rounded = {} if export.dtype == "fp32" else {"dtype": export.dtype}  # fp32 has the digest it always had
-    return digest_of({"organization": export.organization} | rounded)
+    named = {"license": export.license, "language": export.language, "dtype": export.dtype}
+    given = {name: value for name, value in named.items() if value and value != "fp32"}  # the digest it always had
+    return digest_of({"organization": export.organization} | given)
 
 
 def withdraw_export(manifest: Manifest, record: Record) -> None:

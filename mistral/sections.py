@@ -8,7 +8,7 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mistral.errors import ConfigError
@@ -18,6 +18,11 @@ MAX_STEPS = 99_999_999  # eight digits, as in the names of checkpoints
 Step = Annotated[Whole, Field(gt=0, le=MAX_STEPS)]
 MISTRALS_SCHEDULE = ((10, 100), (50, 2000), (100, 20_000), (1000, 400_000))
 TAG = re.compile(r"^(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")  # git check-ref-format
+LICENSE = r"^[a-z0-9][a-z0-9.+-]*$"
+Languages = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")], ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 BRANCH = re.compile(r"^(main|checkpoint-\d+|[0-9a-f]{7,40})$")  # and what is read as a commit
 
 
@@ -232,6 +237,10 @@ class Export(Section):
     """Number format of the exported tensors; the weights of training are kept in fp32."""
     organization: str | None = None
     """Who publishes the models on the Hub: the name before the slash of each repository."""
+    license: Annotated[str, Field(pattern=LICENSE, max_length=64)] | None = None
+    """Licence of the models, as the Hub writes it (`apache-2.0`); model cards say so if none is given."""
+    language: Languages = ()
+    """Language of the corpus, as a code of ISO 639 (`en`), or a list; model cards say so if none is given."""
     commits_per_hour: Positive = 120
     """How fast models are published; the Hub allows about 128. [commits per hour]"""
     tag: Annotated[str, Field(max_length=64)] | None = None

@@ -108,7 +108,7 @@ def test_equal_input_gives_an_equal_model_card(trained):
     assert card.read_bytes() == first
     text = first.decode()
     weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
-    parts = ["license: apache-2.0", "5.6", "244.69", "learning_rate", "0.2", "| dropout | 21 |", weights.content]
+    parts = ["No licence is stated", "5.6", "244.69", "learning_rate", "0.2", "| dropout | 21 |", weights.content]
     for part in [*parts, trained.dataset.content, weights.inputs["parent"]]:
         assert part in text
 
