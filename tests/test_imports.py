@@ -40,7 +40,7 @@ IMPORTS = {
     ),
     "mistral.extension": "config manifest schedule workspace",
     "mistral.files": "errors",
-    "mistral.hub": "cohort config errors files manifest metrics modelcard parity tensorfiles workspace",
+    "mistral.hub": "cohort config errors files manifest metrics modelcard parity provenance tensorfiles workspace",
     "mistral.hubsource": "config errors files",
     "mistral.lease": "errors files",
     "mistral.lineage": "cohort config dataset extension files manifest records tensorfiles workspace",
