@@ -42,7 +42,7 @@ def recompute(manifest: Manifest, records: Records, damaged: Sequence[str], prog
         progress: receives runs.
     """
     runs = records.of_kind("train/begin")
-    progress.start("recompute", max(1, len(runs)), "runs")
+    progress.start("recompute", len(runs), "runs")
     try:
         for begun in runs:
             yield from _run(manifest, records, begun, damaged)

@@ -291,4 +291,6 @@ def stop_here(loop: Loop, keeper: Keeper | None) -> None:
     if keeper:
         keeper.checkpoints.wait()
     leave_together(loop.run)
+    if keeper is None:
+        raise Stopped  # rank 0 says where
     raise Stopped(f"{loop.run.name}: stopped at step {loop.step} with its state saved\n  run the same command to go on")

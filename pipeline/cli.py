@@ -16,6 +16,7 @@ from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
+from pipeline.numbers import counted
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -51,12 +52,13 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     chosen = context.experiment.choose_seeds(seeds)
     do_preprocess(context, None, None)
     failures: list[Findings] = []
+    exported: tuple[str, ...] = ()
     with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
         train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
     with held(failures):
-        do_export(context, seeds, (), None, None)
+        exported = do_export(context, seeds, (), None, None).exported
     show_results(context, chosen, as_json, failures)
-    if sample and not as_json and context.experiment.data.passthrough() is None:
+    if exported and sample and not as_json and context.experiment.data.passthrough() is None:
         show_sample(context, chosen[0], None, "KING.", 60)
 
 
@@ -183,8 +185,10 @@ def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps
     summary = evaluate(context, context.experiment.choose_seeds(seeds), steps)
     show(summary, as_json)
     if summary.refused:
-        count = "1 checkpoint" if len(summary.refused) == 1 else f"{len(summary.refused)} checkpoints"
-        raise Findings(f"found {count} that cannot be measured:\n" + "\n".join(summary.refused))
+        raise Findings(
+            f"found {counted(len(summary.refused), 'checkpoints')} that cannot be measured:\n"
+            + "\n".join(summary.refused)
+        )
 
 
 @cli.command(cls=Command, epilog='Example:\n  mistral-pipeline generate quickstart --seed alias --prompt "KING."')
@@ -252,8 +256,9 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
     """Print an error for the user and exit."""
     if debug:
         traceback.print_exception(error)
-    name = type(error).__name__
-    click.echo(f"{name}: {error}{advice}", err=True)
+    name = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "  # whose message says so itself
+    if told := f"{error}":  # a rank that was told to stop, or its parent, leaves the word to rank 0
+        click.echo(f"{name}{told}{advice}", err=True)
     sys.exit(code)
 
 

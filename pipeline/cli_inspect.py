@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mistral.errors import Findings
+from pipeline.numbers import counted
 from pipeline.options import Command, inspection
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -58,6 +59,6 @@ def verify(
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_text())
     if report.problems:
         raise Findings(
-            f"found {len(report.problems)} problems, expected none; restore these files, or remove their records and "
-            "run the stage again"
+            f"found {counted(len(report.problems), 'problems')}, expected none; restore these files, or "
+            "remove their records and run the stage again"
         )

@@ -12,6 +12,7 @@ from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
+from pipeline.numbers import counted
 from pipeline.steps import advice
 
 
@@ -29,10 +30,12 @@ class ExportSummary:
 
     def as_text(self) -> str:
         """For people."""
-        lines = [f"exported {len(self.exported)} checkpoints, {self.already} were there already"]
+        lines = [f"exported {counted(len(self.exported), 'checkpoints')}, {self.already:,} were there already"]
         if self.missing:
             more = ", ..." if len(self.missing) > 5 else ""
-            lines.append(f"not trained yet: {len(self.missing)} checkpoints ({', '.join(self.missing[:5])}{more})")
+            lines.append(
+                f"not trained yet: {counted(len(self.missing), 'checkpoints')} ({', '.join(self.missing[:5])}{more})"
+            )
         return "\n".join(lines)
 
 
@@ -76,8 +79,10 @@ def export(
     left = [unit for unit in units if unit not in broken and not is_exported(experiment, manifest, *unit)]
     exported, refused = _export_all(experiment, manifest, left, len(units), progress) if left else ([], [])
     if refused := [*broken.values(), *refused]:
-        count = "1 checkpoint" if len(refused) == 1 else f"{len(refused)} checkpoints"
-        raise Findings(f"found {count} that cannot be exported, {len(exported)} were:\n" + "\n".join(refused))
+        raise Findings(
+            f"found {counted(len(refused), 'checkpoints')} that cannot be exported, {len(exported)} were:\n"
+            + "\n".join(refused)
+        )
     if not left:
         progress.say(f"{experiment.name}: nothing to export")
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))

@@ -20,6 +20,7 @@ from mistral.tokens import read_tokenizer
 from mistral.units import Work, has_other_text, pack_missing
 from mistral.vocabulary import copy_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
+from pipeline.numbers import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PreprocessSummary:
 
     def _lines(self) -> list[str]:
         if self.facts is None:
-            return [f"{self.dataset}: {self.recorded} of {self.units} units recorded"]
+            return [f"{self.dataset}: {self.recorded} of {counted(self.units, 'units')} recorded"]
         lines = [f"{self.dataset}: whole"]
         for split, totals in self.facts["splits"].items():
             if totals["tokens"]:
@@ -185,7 +186,7 @@ class Fetched:
     def as_text(self) -> str:
         """For people."""
         return (
-            f"{self.dataset}: {len(self.plan.units):,} units, {self._bytes() / 1e6:,.0f} MB, "
+            f"{self.dataset}: {counted(len(self.plan.units), 'units')}, {self._bytes() / 1e6:,.0f} MB, "
             f"{' and '.join(['the tokenizer', *self.evaluation_sets])}: here; preprocess needs no network"
         )
 

@@ -4,7 +4,10 @@ import sys
 import time
 from typing import Any, TextIO
 
+from pipeline.numbers import duration, number, pace
+
 PLAIN_SECONDS = 30.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}{postfix}]"
 
 
 class Reporter:
@@ -14,31 +17,33 @@ class Reporter:
         self._stream = stream or sys.stderr
         self._plain_seconds = plain_seconds
         self._bar: Any = None
-        self._name, self._unit, self._total, self._done = "", "", 0, 0
+        self._name, self._unit = "", ""
+        self._total = self._done = self._found = 0.0
         self._facts: dict[str, float] = {}
         self._began = self._shown = time.monotonic()
-        self._found = 0
 
-    def start(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin a piece of work of `total` units, of which `done` were found finished."""
-        self._name, self._unit, self._total, self._done, self._found = name, unit, total, done, done
+    def start(self, name: str, total: float, unit: str, done: float = 0) -> None:
+        """Begin a piece of work of `total` units, of which `done` were found finished; nothing is shown of no work."""
+        self._name, self._unit, self._total, self._done, self._found = name if total else "", unit, total, done, done
         self._facts = {}
         self._began = self._shown = time.monotonic()
+        if not total:
+            return
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", file=self._stream, leave=True)
+            self._bar = tqdm(total=total, initial=done, desc=name, file=self._stream, leave=True, bar_format=BAR)
         else:
-            self.say(f"{name}: {done} of {total} {unit}")
+            self.say(f"{name}: {done:,.0f} of {total:,.0f} {unit}")
 
-    def advance(self, amount: int = 1, **facts: float) -> None:
+    def advance(self, amount: float = 1, **facts: float) -> None:
         """`amount` more units are done."""
         self._done += amount
         self._facts.update(facts)
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in self._facts.items()}, refresh=False)
+            self._bar.set_postfix_str(self._told("="), refresh=False)
             self._bar.update(amount)
-        elif time.monotonic() - self._shown >= self._plain_seconds:
+        elif self._name and time.monotonic() - self._shown >= self._plain_seconds:
             self._show()
 
     def finish(self) -> None:
@@ -57,11 +62,16 @@ class Reporter:
         else:
             print(text, file=self._stream, flush=True)
 
+    def _told(self, equals: str) -> str:
+        """How fast it goes, and the facts: `28 steps/s, loss=3.142`."""
+        speed = pace(self._done - self._found, time.monotonic() - self._began, self._unit)
+        facts = [f"{name}{equals}{number(value, 4)}" for name, value in self._facts.items()]
+        return ", ".join([*([speed] if speed else []), *facts])
+
     def _show(self) -> None:
         now = time.monotonic()
         self._shown = now
-        facts = "".join(f", {name} {value:.4g}" for name, value in self._facts.items())
-        rate = (self._done - self._found) / max(now - self._began, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0.0
-        rest = f", {left:.0f} s left" if self._done < self._total and rate else ""
-        self.say(f"{self._name}: {self._done} of {self._total} {self._unit}, {rate:.3g} {self._unit}/s{facts}{rest}")
+        told, made = self._told(" "), self._done - self._found
+        left = (self._total - self._done) * (now - self._began) / made if made else 0.0
+        parts = [f"{self._name}: {self._done:,.0f} of {self._total:,.0f} {self._unit}", *([told] if told else [])]
+        self.say(", ".join([*parts, *([f"{duration(left)} left"] if left > 0 else [])]))

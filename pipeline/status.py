@@ -15,6 +15,7 @@ from mistral.manifest import Manifest
 from mistral.metrics import parse_line, tokens_per_second
 from mistral.workspace import Workspace
 from pipeline.local import is_alive
+from pipeline.numbers import counted
 from pipeline.results import as_table
 
 TAIL_BYTES = 8192
@@ -121,7 +122,8 @@ class StatusReport:
         if self.dataset is None:
             return []
         planned = "" if self.sealed or self.planned_units is None else f" of {self.planned_units}"
-        return [f"{self.dataset}: {self.units}{planned} units, {'whole' if self.sealed else 'unfinished'}"]
+        units = counted(self.units, "units") if not planned else f"{self.units}{planned} units"
+        return [f"{self.dataset}: {units}, {'whole' if self.sealed else 'unfinished'}"]
 
 
 def queue_lines(jobs: Sequence[Job] | None) -> list[str]:

@@ -19,6 +19,7 @@ from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
 from pipeline import local
 from pipeline.context import Context
+from pipeline.numbers import counted
 
 if TYPE_CHECKING:  # torch is imported where a run is trained, and nowhere else
     from mistral.run import Run
@@ -57,7 +58,7 @@ def train(context: Context, names: Sequence[str] = ()) -> None:
         task = ("--task", str(list(experiment.seeds).index(seed)))
         [code] = local.run_together(local.command_line((*context.task_arguments, *task)), [{}])
         if code == Stopped.exit_code:
-            raise Stopped("training stopped in order\n  run the same command to go on")
+            raise Stopped  # the process that trained has said where
         if code == MistralError.exit_code:
             raise MistralError(f"{experiment.run_name(seed)}: not trained; the reason is above")
         if code:
@@ -98,7 +99,7 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
     dataset = experiment.data.dataset_name()
     units = len(manifest.names("preprocess", (dataset,)))
     command = experiment.command("preprocess", manifest.workspace.root)
-    advice = f"{units} units of {dataset} are recorded; run: {command}"
+    advice = f"{counted(units, 'units')} of {dataset} recorded; run: {command}"
     seal = manifest.get("preprocess", (dataset, "dataset"), advice)
     for name, one in experiment.evaluation_sets().items():
         evaluation_record(name, one, manifest)
@@ -145,7 +146,7 @@ def report_ranks(run: str, codes: list[int]) -> None:
     if not any(codes):
         return
     if all(code == Stopped.exit_code for code in codes):
-        raise Stopped(f"{run}: stopped with its state saved\n  run the same command to go on")
+        raise Stopped  # rank 0 has said where
     listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
     killed = any(code < 0 for code in codes)  # the others then fail for want of it
     error = MistralError if MistralError.exit_code in codes and not killed else Findings
