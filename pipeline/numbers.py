@@ -19,12 +19,12 @@ def singular(unit: str) -> str:
 
 
 def pace(amount: float, seconds: float, unit: str) -> str:
-    """`28 steps/s`, or `1.12 s a checkpoint` where it is slower than one a second; empty if nothing was done."""
+    """`28 steps/s`, or `1.12 s/checkpoint` where it is slower than one a second; empty if nothing was done."""
     if not amount:
         return ""
     rate = amount / max(seconds, 1e-9)
     if rate < 1 and unit != singular(unit):
-        return f"{number(1 / rate)} s a {singular(unit)}"
+        return f"{number(1 / rate)} s/{singular(unit)}"
     told = number(rate)
     return f"{told} {singular(unit) if told == '1' else unit}/s"
 

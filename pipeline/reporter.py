@@ -1,5 +1,6 @@
 """progress of the library -> bars on a terminal, one plain line every 30 seconds elsewhere; always on stderr."""
 
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -8,6 +9,8 @@ from pipeline.numbers import duration, number, pace
 
 PLAIN_SECONDS = 30.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}{postfix}]"
+NARROW_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{remaining} left{postfix}]"  # a run of 400,000 steps in 80 columns
+NARROW_COLUMNS = 100
 
 
 class Reporter:
@@ -32,7 +35,11 @@ class Reporter:
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=name, file=self._stream, leave=True, bar_format=BAR)
+            columns = os.get_terminal_size(self._stream.fileno()).columns or NARROW_COLUMNS  # 0: not known
+            form = BAR if columns >= NARROW_COLUMNS else NARROW_BAR
+            self._bar = tqdm(
+                total=total, initial=done, desc=name, file=self._stream, bar_format=form, ncols=columns - 1
+            )
         else:
             self.say(f"{name}: {done:,.0f} of {total:,.0f} {unit}")
 
@@ -42,7 +49,7 @@ class Reporter:
         self._facts.update(facts)
         if self._bar is not None:
             self._bar.set_postfix_str(self._told("="), refresh=False)
-            self._bar.update(amount)
+            self._bar.update(max(0.0, min(amount, self._total - self._bar.n)))  # sums of parts are a bit off the whole
         elif self._name and time.monotonic() - self._shown >= self._plain_seconds:
             self._show()
 

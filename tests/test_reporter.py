@@ -1,10 +1,13 @@
 """Progress is a bar on a terminal and a plain line now and then elsewhere; both tell the same."""
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
+import termios
 import time
 
 import pytest
@@ -74,7 +77,7 @@ def test_what_was_found_finished_is_not_counted_as_speed(clock):
     progress.advance(3)
     assert lines(stream) == [
         "export: 90 of 100 checkpoints",
-        "export: 93 of 100 checkpoints, 10 s a checkpoint, 70 s left",
+        "export: 93 of 100 checkpoints, 10 s/checkpoint, 70 s left",
     ]
 
 
@@ -93,8 +96,8 @@ def test_pieces_of_work_follow_each_other_and_share_nothing(clock):
     progress.finish()
     assert [line for line in lines(stream) if line.startswith("two")] == [
         "two: 0 of 2 units",
-        "two: 1 of 2 units, 40 s a unit, 40 s left",
-        "two: 1 of 2 units, 40 s a unit, 40 s left",
+        "two: 1 of 2 units, 40 s/unit, 40 s left",
+        "two: 1 of 2 units, 40 s/unit, 40 s left",
     ]
     assert "a word" in lines(stream)
 
@@ -164,8 +167,8 @@ def test_each_piece_of_work_leaves_one_bar(terminal):
 
 def test_a_bar_of_small_files_ends_at_a_hundred_percent_and_tells_slow_and_fast_work_in_plain_numbers(terminal):
     def draw(progress: Reporter) -> None:
-        progress.start("verify", 0.65, "MB")
-        for size in (0.3, 0.05, 0.3):
+        progress.start("verify", 0.6, "MB")
+        for size in (0.1, 0.2, 0.3):  # which are 0.6000000000000001
             time.sleep(0.11)
             progress.advance(size)
         progress.finish()
@@ -177,12 +180,12 @@ def test_a_bar_of_small_files_ends_at_a_hundred_percent_and_tells_slow_and_fast_
 @pytest.mark.parametrize(
     ("amount", "seconds", "unit", "told"),
     [
-        (3, 3.36, "checkpoints", "1.12 s a checkpoint"),
+        (3, 3.36, "checkpoints", "1.12 s/checkpoint"),
         (49_900, 1, "MB", "49,900 MB/s"),
         (1, 1, "steps", "1 step/s"),
         (1, 4, "MB", "0.25 MB/s"),
         (0, 9, "units", ""),
-        (5, 7200, "revisions", "1,440 s a revision"),
+        (5, 7200, "revisions", "1,440 s/revision"),
     ],
 )
 def test_a_pace_has_no_exponent_and_its_unit_the_right_number(amount, seconds, unit, told):
@@ -195,3 +198,23 @@ def test_counts_and_durations_are_those_that_people_say():
         "1", "1", "12.3", "999", "1,000", "49,900",
     ]  # fmt: skip
     assert [duration(s) for s in (0.4, 119, 121, 7199, 12_000)] == ["0 s", "119 s", "2 min", "120 min", "3 h 20 min"]
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_bar_of_a_long_run_fits_into_the_terminal(terminal, columns):
+    def draw(progress: Reporter) -> None:
+        size = struct.pack("HHHH", 50, columns, 0, 0)
+        fcntl.ioctl(progress._stream.fileno(), termios.TIOCSWINSZ, size)
+        progress.start("train alias-gpt2-small-x21", 400_000, "steps", done=120_000)
+        time.sleep(0.11)
+        progress.advance(3, loss=3.14159)
+        progress.finish()
+
+    last = terminal(draw).rstrip("\n").rpartition("\r")[2]
+    assert len(last) <= columns
+    assert re.match(
+        r"train alias-gpt2-small-x21:  30%\|.*left, [\d.]+ steps/s, loss=3.142\]$"
+        if columns == 80
+        else r"train alias-gpt2-small-x21:  30%\|.*\| 120,003/400,000 \[.*<.*, [\d.]+ steps/s, loss=3.142\]$",
+        last,
+    )
