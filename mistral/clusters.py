@@ -8,7 +8,9 @@ from pydantic import Field
 from mistral.section import Check, Count, Name, Section, Whole
 
 LARGEST_AMOUNT = 1_000_000
+LARGEST_NODE = 1024  # CPUs, GPUs, threads or processes
 Amount = Annotated[Whole, Field(gt=0, le=LARGEST_AMOUNT)]
+OfNode = Annotated[Whole, Field(gt=0, le=LARGEST_NODE)]
 
 
 class ArrayStage(Section):
@@ -16,7 +18,7 @@ class ArrayStage(Section):
 
     tasks: Amount = 1
     """Into how many tasks the work is cut. [tasks]"""
-    cpus_per_task: Amount = 1
+    cpus_per_task: OfNode = 1
     """CPUs, and threads, of a task. [CPUs]"""
     memory_gigabytes: Amount = 8
     """Memory of a task. [GB]"""
@@ -40,13 +42,13 @@ class TrainStage(Section):
 
     nodes: Amount = 1
     """Nodes of a run. [nodes]"""
-    ranks_per_node: Amount = 1
+    ranks_per_node: OfNode = 1
     """Processes of a run on each node; on GPUs one for each. [ranks]"""
-    gpus_per_node: Annotated[Count, Field(le=LARGEST_AMOUNT)] = 0
+    gpus_per_node: Annotated[Count, Field(le=LARGEST_NODE)] = 0
     """GPUs of a run on each node; 0 trains on CPUs. [GPUs]"""
-    cpus_per_rank: Amount = 1
+    cpus_per_rank: OfNode = 1
     """CPUs that are asked for a rank. [CPUs]"""
-    threads_per_rank: Amount = 1
+    threads_per_rank: OfNode = 1
     """Threads that a rank computes with; another number gives other bits. [threads]"""
     memory_gigabytes: Amount = 16
     """Memory of a run on each node. [GB]"""

@@ -105,7 +105,7 @@ def _problem(item: Any, model: type[Section]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(where, str(item["loc"][-1]), valid_keys(model, item["loc"][:-1]))
     if kind == "missing":
-        return f"{where}: found nothing, expected a value; add it"
+        return f"{where}: found nothing, expected {_meaning(model, item['loc'])}; add it"
     expected = EXPECTED.get(kind) or _sentence(item["msg"])
     return f"{where}: found {_shown(item.get('input'))}, expected {expected}; change the value"
 
@@ -148,6 +148,18 @@ def valid_keys(model: type[BaseModel], location: Location) -> list[str]:
         found = chosen or [inner for one in found for inner in _inside(one, part)]
     names = {name for one in found if _is_model(one) for name in one.model_fields}
     return sorted(names)
+
+
+def _meaning(model: type[BaseModel], location: Location) -> str:
+    """What the key at a location means."""
+    found: list[Any] = [model]
+    for part in location[:-1]:
+        found = [inner for one in found for inner in _inside(one, part)]
+    fields = [
+        one.model_fields[str(location[-1])] for one in found if _is_model(one) and location[-1] in one.model_fields
+    ]
+    text = (fields[0].description or "") if fields else ""
+    return f"a value: {' '.join(text.split()).rstrip('.')}" if text else "a value"
 
 
 def _inside(annotation: Any, part: int | str) -> list[Any]:

@@ -625,3 +625,23 @@ def test_two_seeds_that_would_train_the_same_run_twice_are_refused(load, seeds, 
         r"seeds\.(two|three): found init \d, data \d.*, as seeds\.one has, which would train the same", problem
     )
     assert FOUND_EXPECTED_ADVICE.match(problem)
+
+
+def test_a_missing_key_is_told_with_its_meaning_and_unit(load):
+    value = copy.deepcopy(VALID)
+    del value["training"]["max_steps"], value["data"]["source"]["files"], value["model"]["n_layer"], value["name"]
+    told = problems_of(load, value | {"seeds": {"a": {"init": 1, "data": 2}}})
+    assert "training.max_steps: found nothing, expected a value: Length of a run; it may grow" in "\n".join(told)
+    assert "model.n_layer: found nothing, expected a value: Number of transformer blocks. [layers]; add it" in told
+    assert "name: found nothing, expected a value: What the experiment is called" in "\n".join(told)
+    assert "seeds.a.dropout: found nothing, expected a value: Seed of dropout. [no unit]; add it" in told
+
+
+@pytest.mark.parametrize(
+    "key", ["ranks_per_node", "threads_per_rank", "cpus_per_rank", "gpus_per_node", "nodes", "minutes"]
+)
+def test_a_cluster_of_an_absurd_size_is_refused(tmp_path, key):
+    path = tmp_path / "site.yaml"
+    path.write_text(f"name: site\nexecutor: local\nstages: {{train: {{{key}: {10**30}}}}}\n")
+    with pytest.raises(ConfigError, match=rf"stages\.train\.{key}: found 10+, expected less than or equal to 1\d+"):
+        load_cluster(str(path))
