@@ -52,12 +52,12 @@ def count(number: int, unit: str) -> str:
 
 
 def memory(size: int) -> str:
-    """`1.99 GB`, `16 TB`, `3.4e+20 TB`."""
-    for unit, bytes_each in (("MB", 10**6), ("GB", 10**9), ("TB", 10**12)):
-        if size < 1000 * bytes_each or unit == "TB":
-            number = Decimal(size) / bytes_each
-            return f"{number:.3g} {unit}" if number < 10**6 else f"{number:.1e} {unit}"
-    return f"{size} bytes"
+    """`1.99 GB`, `16 TB`, `3.4e+20 EB`."""
+    for power, unit in enumerate(("MB", "GB", "TB", "PB", "EB")):
+        number = Decimal(size) / 10 ** (6 + 3 * power)
+        if number < 999:
+            return f"{number:.3g} {unit}"
+    return f"{number:.1e} {unit}"
 
 
 # --- what no config may ask for ---------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ def _many_layers(size: Size) -> str | None:
 
 
 def _large_model(size: Size) -> str | None:
-    if size.memory_bytes() <= LARGEST_MEMORY_BYTES:
-        return None
+    if size.memory_bytes() <= LARGEST_MEMORY_BYTES or _many_layers(size) or _large_vocabulary(size):
+        return None  # or told already
     return (
         f"model: found that {size.told()}, expected at most {memory(LARGEST_MEMORY_BYTES)}; lower n_layer, n_embd, "
         "n_positions, the vocabulary or training.micro_batch_size"
