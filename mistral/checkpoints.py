@@ -4,7 +4,7 @@ Two kinds. *Weights* (fp32 safetensors and config.json, as transformers reads th
 step. A *state* (parameters, optimizer moments, a few numbers) makes an exact resume possible; the last few are kept.
 
 Rank 0 alone writes. It writes in the background, one thing at a time and in order, so that a state at step S is
-committed after all scheduled weights up to S. A folder without a record is rubbish.
+committed after all scheduled weights up to S. A folder without a record does not count.
 """
 
 import json
@@ -21,10 +21,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mistral.errors import CheckpointError
-from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.files import finish_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.giveup import REASON, give_up_from
 from mistral.lease import Lease
-from mistral.manifest import FileEntry, Manifest, Record, difference, make_record
+from mistral.manifest import FileEntry, Manifest, Record, make_record
+from mistral.setaside import folders_of, set_aside
 from mistral.workspace import step_name, step_number
 
 log = logging.getLogger(__name__)
@@ -64,22 +65,6 @@ def read_state(folder: Path) -> SavedState:
     return SavedState(folder, numbers["step"], numbers["updates"], numbers["loss_scale"])
 
 
-def newest_state(manifest: Manifest, run: str) -> tuple[Record | None, list[tuple[int, list[str]]]]:
-    """The newest whole state of a run, and what is wrong with newer ones.
-
-    Returns:
-        its record, or None if there is no whole state; and (step, problems) of each damaged newer one.
-    """
-    damaged: list[tuple[int, list[str]]] = []
-    for name in reversed(manifest.names("train", (run, "state"))):
-        record = manifest.find("train", (run, "state", name))
-        problems = manifest.damage(record) if record else []
-        if record and not problems:
-            return record, damaged
-        damaged.append((step_number(name), problems))
-    return None, damaged
-
-
 @dataclass(frozen=True)
 class _Write:
     """One checkpoint on its way to the disk."""
@@ -96,7 +81,15 @@ class Checkpoints:
     """Writes the checkpoints of one run; held by the owner of the run's lease."""
 
     def __init__(
-        self, manifest: Manifest, run: str, config: str, dataset: str, lease: Lease, *, drift: str | None = None
+        self,
+        manifest: Manifest,
+        run: str,
+        config: str,
+        dataset: str,
+        lease: Lease,
+        *,
+        drift: str | None = None,
+        deterministic: bool = True,
     ) -> None:
         """Args:
         manifest: where records go.
@@ -105,9 +98,10 @@ class Checkpoints:
         dataset: content digest of its dataset.
         lease: checked before each commit.
         drift: content digest of the last change of software or hardware, if there was one.
+        deterministic: whether the same step, made again, must have the same bits.
         """
         self._manifest, self._run, self._config, self._dataset, self._lease = manifest, run, config, dataset, lease
-        self._drift = drift
+        self._drift, self._deterministic = drift, deterministic
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._pending: list[Future[None]] = []
 
@@ -160,22 +154,13 @@ class Checkpoints:
         """Remove all states but the newest `count`; scheduled weights are never touched."""
         self._pending.append(self._writer.submit(self._remove_old_states, count))
 
-    def withdraw_state(self, step: int) -> None:
-        """Remove a damaged state: its record first, so that no record ever names files that are gone."""
+    def remove_temporaries(self) -> None:
+        """Remove what writes of dead processes left under temporary names: the lease says that none is at work."""
         self._lease.check()
-        self._manifest.remove("train", (self._run, "state", step_name(step)))
-        remove_folder(self._manifest.workspace.state(self._run, step))
-
-    def remove_rubbish(self) -> None:
-        """Remove what interrupted writes left behind: folders without a record, and temporary files."""
-        self._lease.check()
-        for kind, name in (("weights", "checkpoints"), ("state", "state")):
-            parent = self._manifest.workspace.run(self._run) / name
-            recorded = set(self._manifest.names("train", (self._run, kind)))
-            for folder in parent.iterdir() if parent.is_dir() else ():
-                if folder.name not in recorded and (STEP.match(folder.name) or folder.name.endswith(".tmp")):
-                    log.info("removed unfinished %s", folder)
-                    remove_folder(folder)
+        run = self._manifest.workspace.run(self._run)
+        for folder in (*run.glob("checkpoints/.step-*.tmp"), *run.glob("state/.step-*.tmp")):
+            log.info("removed unfinished %s", folder)
+            remove_folder(folder)
         for path in self._temporary_files():
             path.unlink(missing_ok=True)
 
@@ -184,6 +169,8 @@ class Checkpoints:
             if not path.name.startswith(".lease-"):  # another process may be asking for the lease
                 yield path
         yield from self._manifest.path("train", (self._run, "begin")).parent.rglob(".*.tmp")
+        for folder in folders_of(self._manifest.workspace, self._run):
+            yield from folder.glob(".*.tmp")
 
     def _submit(self, job: "_Write") -> None:
         self._pending.append(self._writer.submit(self._commit, job))
@@ -198,40 +185,51 @@ class Checkpoints:
                 job.write(temporary)
                 files = [self._durable(path, job.folder) for path in sorted(temporary.iterdir())]
                 fsync_folder(temporary)
-            inputs = self._inputs(job.kind, job.step)
+            inputs, facts = self._inputs(job.kind, job.step), job.facts | self._newest_state(job)
             kind, config = f"train/{job.kind}", self._config
-            record = make_record(kind, key, config=config, inputs=inputs, files=files, facts=job.facts, **job.maker)
+            record = make_record(kind, key, config=config, inputs=inputs, files=files, facts=facts, **job.maker)
             self._lease.check()
             earlier = self._manifest.find("train", key)
+            if earlier and earlier.files == record.files and self._drift:
+                return  # the bits are those of before the change, and so is their lineage
+            if earlier and earlier.files != record.files and self._may_differ(earlier):
+                self._give_up(job, earlier)
+                earlier = None
             if earlier is None:
-                remove_folder(job.folder)
-                temporary.rename(job.folder)
-                fsync_folder(job.folder.parent)
-            elif self._drift:
-                self._require_same_files(earlier, record)
-                return
+                self._take_place(temporary, job.folder)
             self._manifest.publish(record)
         finally:
             with suppress(OSError):
                 remove_folder(temporary)
 
-    def _require_same_files(self, earlier: Record, record: Record) -> None:
-        """After a drift, a step that is done again keeps its record if its bits are the same.
+    def _newest_state(self, job: "_Write") -> dict[str, int | None]:
+        """What weights record of the run's states: so a run whose states are lost is known from one that had none."""
+        if job.kind == "state":
+            return {}
+        names = self._manifest.names("train", (self._run, "state"))
+        return {"newest_state": step_number(names[-1]) if names else None}
 
-        Raises:
-            CheckpointError: they are not.
-        """
-        if earlier.files != record.files:
-            name = "/".join(record.key)
-            raise CheckpointError(
-                f"{name}: found other bits than were recorded before software or hardware changed, expected the same:\n"
-                f"{difference(earlier, record)}\n"
-                "  go on with what the run was trained with before, or give up the recorded steps from this one on: "
-                f"remove manifest/train/{name}.json and later ones, and what was exported from them"
-            )
+    def _may_differ(self, earlier: Record) -> bool:
+        """Whether a step may have other bits than when it was made first."""
+        return not self._deterministic or earlier.inputs.get("drift") != self._drift
+
+    def _give_up(self, job: "_Write", earlier: Record) -> None:
+        """Set aside what was recorded of a step that came out with other bits, which it may."""
+        if job.kind == "weights":
+            give_up_from(self._manifest, self._run, job.step, self._lease)
+        else:
+            set_aside(self._manifest, job.folder, self._manifest.workspace.set_aside(self._run), REASON, earlier)
+
+    def _take_place(self, temporary: Path, folder: Path) -> None:
+        """Give a whole folder its name; what has the name without a record is set aside."""
+        if folder.exists():
+            into = self._manifest.workspace.set_aside(self._run)
+            set_aside(self._manifest, folder, into, "it has no record, and its step was made again")
+        temporary.rename(folder)
+        fsync_folder(folder.parent)
 
     def _durable(self, path: Path, folder: Path) -> FileEntry:
-        fsync_file(path)
+        finish_file(path)
         entry = self._manifest.entry(path)
         return FileEntry(self._manifest.workspace.relative(folder / path.name), entry.bytes, entry.sha256)
 
@@ -248,20 +246,8 @@ class Checkpoints:
 
     def _remove_old_states(self, count: int) -> None:
         for name in self._manifest.names("train", (self._run, "state"))[:-count]:
-            self.withdraw_state(step_number(name))
-
-
-def require_weights(manifest: Manifest, run: str, steps: list[int]) -> None:
-    """Make sure that all scheduled weights up to a state are recorded, before a run goes on from it.
-
-    Raises:
-        CheckpointError: names those that are missing.
-    """
-    recorded = set(manifest.names("train", (run, "weights")))
-    absent = [step for step in steps if step_name(step) not in recorded]
-    if absent:
-        raise CheckpointError(
-            f"{run}: found no weights of step {', '.join(map(str, absent[:5]))}, expected every scheduled step up to "
-            "the state to be recorded\n  restore them, or remove the later states under manifest/train to train "
-            "those steps again"
-        )
+            self._lease.check()
+            self._manifest.remove("train", (self._run, "state", name))  # no record names files that are gone
+            folder = self._manifest.workspace.state(self._run, step_number(name))
+            with suppress(FileNotFoundError):  # a process that dies while it removes a folder leaves it half
+                remove_folder(folder.rename(temporary_beside(folder)))

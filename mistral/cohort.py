@@ -1,15 +1,15 @@
 """one run and its siblings -> proof that they differ in nothing but their seeds, and that a resume changed nothing.
 
 A run begins with a record of its frozen config and of four things that a cohort shares: config, data, software and
-numerics. A sibling that differs is refused, and so is a resume with another config; a resume on other software or
-hardware is recorded, and ends the bitwise promise from there on.
+numerics. The first run of an experiment decides what they are. A sibling that differs is refused, and so is a resume
+with another config; a resume on other software or hardware is recorded, and ends the bitwise promise from there on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mistral.config import Experiment
+from mistral.drift import differences
 from mistral.errors import ConfigError, ManifestError
 from mistral.extension import (
     extend,
@@ -26,15 +26,10 @@ from mistral.files import digest_of
 from mistral.manifest import Manifest, Record, make_record
 from mistral.provenance import software
 
-CONDITIONS = ("software", "numerics")  # what may change between two attempts of a run
 ADVICE_FROZEN = (
     "model, data, training (but logging_steps) and the seed are frozen once a run has made its first checkpoint\n"
     "  set them back, or give the experiment another name"
 )
-
-# What a run can claim, the strongest first.
-SAME_BITS, SAME_BATCHES, CLOSE_NUMBERS = "same bits", "same batches", "close numbers"
-DIVISION = ("numerics.world_size:", "numerics.zero_stage:", "numerics.threads:")  # how the work is divided
 
 
 def identity(experiment: Experiment, seed: str) -> dict[str, Any]:
@@ -64,58 +59,153 @@ def begin_facts(experiment: Experiment, seed: str, dataset: str, numerics: dict[
     }
 
 
-def begin(manifest: Manifest, run: str, facts: dict[str, Any], siblings: list[str], allow_drift: bool) -> Record:
+def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool) -> Record:
     """Record that a run begins, or check that it goes on as it began.
 
     Args:
         manifest: the records.
         run: the run's name.
         facts: what `begin_facts` gave.
-        siblings: names of the other runs of the experiment.
-        allow_drift: record a difference from the siblings instead of refusing it.
+        allow_drift: record a difference from the first run of the experiment instead of refusing it.
 
     Raises:
-        ConfigError: another experiment's run has that name, the frozen config changed, or a sibling differs; shows
-            the difference.
+        ConfigError: another experiment's run has that name, the frozen config changed, or the run differs from its
+            siblings; shows the difference.
         ManifestError: the dataset is not the one that the run began with.
     """
-    earlier = manifest.find("train", (run, "begin"))
-    if earlier is not None and steps_made(manifest, run) is not None:
-        refuse_changes(manifest, earlier, facts)
-        refuse_other_schedule(manifest, earlier, facts["scheduled_steps"])
-        _refuse_other_data(earlier, facts["cohort"]["data"])
-        extend(manifest, earlier, facts)
-        return earlier
-    drift = {name: lines for name in siblings if (lines := _differs_from(manifest, name, facts["cohort"]))}
-    if drift and not allow_drift:
-        shown = "\n".join(f"  from {name}:\n" + "\n".join(f"    {line}" for line in drift[name]) for name in drift)
-        raise ConfigError(
-            f"{run} differs from its siblings in more than the seed:\n{shown}\n"
-            "  train it as they were trained, or say --allow-drift to record the difference"
+    begun = manifest.find("train", (run, "begin"))
+    if begun is not None and steps_made(manifest, run) is not None:
+        refuse_changes(manifest, begun, facts)
+        refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
+        refuse_other_data(begun, facts["cohort"]["data"])
+        extend(manifest, begun, facts)
+        return begun
+    if begun is not None and differences({**begun.facts, "drift": {}}, {**facts, "drift": {}}):
+        _withdraw(manifest, begun)
+        begun = None
+    if begun is None:
+        _refuse_lost_beginning(manifest, run)
+        begun = publish_begin(manifest, run, facts, allow_drift)
+    if stands_in_cohort(manifest, begun):
+        return begun
+    manifest.remove("train", begun.key)
+    return begin(manifest, run, facts, allow_drift)
+
+
+def _withdraw(manifest: Manifest, begun: Record) -> None:
+    """Take back the record of a beginning that no step followed, which binds nobody."""
+    run = begun.key[0]
+    for name in manifest.names("train", (run, "drift")):
+        manifest.remove("train", (run, "drift", name))
+    manifest.remove("train", begun.key)
+
+
+def _refuse_lost_beginning(manifest: Manifest, run: str) -> None:
+    """Do not begin a run again that has recorded checkpoints.
+
+    Raises:
+        ManifestError: it has some, and only the record of its beginning is gone.
+    """
+    if any(manifest.names("train", (run, kind)) for kind in ("weights", "state")):
+        raise ManifestError(
+            f"{manifest.path('train', (run, 'begin'))}: found no record, expected one, as checkpoints of {run} are "
+            "recorded; nothing was changed\n  restore this record from a copy, or give the seed another name"
         )
-    facts = {**facts, "drift": drift}
-    if earlier is not None:
-        if not differences(earlier.facts, facts):
-            return earlier
-        _withdraw(manifest, run)
-    config = digest_of(facts["frozen"])
+
+
+def publish_begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool) -> Record:
+    """Record that a run begins, and how it differs from the first run of its cohort, if there is one already.
+
+    Raises:
+        ConfigError: it differs, and that is not allowed.
+    """
+    first, drift = binding_first(manifest, facts["experiment"], facts["cohort"]), {}
+    if first is None:
+        manifest.remove("cohort", (facts["experiment"],))
+    if first and (lines := differences_in_cohort(manifest, first, facts["cohort"])):
+        drift = {first.facts["run"]: lines}
+        if not allow_drift:
+            raise _drifted(run, drift)
     return manifest.publish(
         make_record(
-            "train/begin", (run, "begin"), config=config, inputs={"dataset": facts["cohort"]["data"]}, files=[],
-            facts=facts,
+            "train/begin", (run, "begin"), config=digest_of(facts["frozen"]),
+            inputs={"dataset": facts["cohort"]["data"]}, files=[], facts={**facts, "drift": drift},
         )
     )  # fmt: skip
 
 
-def _withdraw(manifest: Manifest, run: str) -> None:
-    """Take back the record of a beginning that no step followed, which binds nobody."""
-    for name in manifest.names("train", (run, "drift")):
-        manifest.remove("train", (run, "drift", name))
-    manifest.remove("train", (run, "begin"))
+def stands_in_cohort(manifest: Manifest, begun: Record) -> bool:
+    """Whether a run that has begun is the first of its cohort, is as that one is, or has recorded how it differs.
+
+    Siblings that begin together may not see each other's beginnings. So each of them, once it has begun and before its
+    first step, tries to publish the one record of the cohort: link(2) lets exactly one of them succeed, and all
+    compare themselves with that one.
+    """
+    experiment, cohort = begun.facts["experiment"], begun.facts["cohort"]
+    facts = {"run": begun.key[0], "cohort": cohort}
+    record = make_record("cohort/first", (experiment,), config=digest_of(cohort), inputs={}, files=[], facts=facts)
+    first = find_first(manifest, experiment) or manifest.publish_first(record)
+    return first.facts["run"] in begun.facts["drift"] or not differences_in_cohort(manifest, first, cohort)
+
+
+def find_first(manifest: Manifest, experiment: str) -> Record | None:
+    """The record of the first run of an experiment, with which its siblings are compared; None if none has begun."""
+    return manifest.find("cohort", (experiment,))
+
+
+def binding_first(manifest: Manifest, experiment: str, cohort: Mapping[str, Any]) -> Record | None:
+    """The first run of an experiment, unless its config is another one and no run of the experiment has made a step."""
+    first = find_first(manifest, experiment)
+    if first is None or first.facts["cohort"]["config"] == cohort["config"]:
+        return first
+    folder = manifest.workspace.manifest() / "train"
+    for run in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        begun = manifest.find("train", (run, "begin"))
+        if begun and begun.facts["experiment"] == experiment and steps_made(manifest, run) is not None:
+            return first
+    return None
+
+
+def differences_in_cohort(manifest: Manifest, first: Record, cohort: dict[str, Any]) -> list[str]:
+    """How a run differs from the first one of its cohort in more than its seed and its length."""
+    begun = manifest.find("train", (first.facts["run"], "begin"))
+    training = training_of(plan_of(manifest, begun)) if begun else first.facts["cohort"]["config"]["training"]
+    now = of_any_length(cohort, cohort["config"]["training"])
+    return differences(of_any_length(first.facts["cohort"], training), now)
+
+
+def refuse_known_drift(manifest: Manifest, experiment: str, run: str, known: Mapping[str, Any]) -> None:
+    """Refuse a run that would begin with something else than the first of its cohort, as far as is known beforehand.
+
+    Args:
+        manifest: the records.
+        experiment: the experiment's name.
+        run: the run's name.
+        known: some of `config`, `data`, `software` and `numerics`, and of the last one some of its entries.
+
+    Raises:
+        ConfigError: shows what differs.
+    """
+    first = binding_first(manifest, experiment, known) if "config" in known else find_first(manifest, experiment)
+    if first is None:
+        return
+    then, numerics = first.facts["cohort"], known.get("numerics", {})
+    now = {**then, **known, "numerics": {name: numerics.get(name, was) for name, was in then["numerics"].items()}}
+    if lines := differences_in_cohort(manifest, first, now):
+        raise _drifted(run, {first.facts["run"]: lines})
+
+
+def _drifted(run: str, drift: dict[str, list[str]]) -> ConfigError:
+    shown = "\n".join(f"  from {name}:\n" + "\n".join(f"    {line}" for line in drift[name]) for name in drift)
+    return ConfigError(
+        f"{run} differs from its siblings in more than the seed:\n{shown}\n"
+        "  train it as they were trained, or say --allow-drift to record the difference"
+    )
 
 
 def refuse_changes(manifest: Manifest, earlier: Record, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with another config than the run began with; a longer run is none if its past stays as it is.
+
 
     Args:
         manifest: the records.
@@ -168,119 +258,19 @@ def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequen
             )
 
 
-def _refuse_other_data(earlier: Record, dataset: str) -> None:
+def refuse_other_data(earlier: Record, dataset: str) -> None:
+    """Refuse to go on with another dataset than the run began with.
+
+    Args:
+        earlier: the record of the run's beginning.
+        dataset: content digest of the dataset now.
+
+    Raises:
+        ManifestError: it is another one.
+    """
     if earlier.inputs["dataset"] != dataset:
         raise ManifestError(
             f"{earlier.key[0]}: found the dataset {dataset[:12]}, expected {earlier.inputs['dataset'][:12]}, with "
             "which the run began: the corpus was preprocessed again and came out differently\n"
             "  restore the former dataset and its records, or give the experiment another name"
         )
-
-
-def promise(begun: Record, drift: Iterable[Record]) -> str:
-    """What a run can claim.
-
-    Same bits: nothing changed while it was trained, and its algorithms are deterministic. Same batches: the work was
-    divided in another way, or the algorithms are not deterministic. Close numbers: it went on with other software or
-    hardware.
-
-    Args:
-        begun: the record of its beginning.
-        drift: the records of what changed.
-    """
-    changes = [change for record in drift for change in record.facts["changes"]]
-    if not all(change.startswith(DIVISION) for change in changes):
-        return CLOSE_NUMBERS
-    return SAME_BATCHES if changes or not begun.facts["frozen"]["training"]["deterministic"] else SAME_BITS
-
-
-def changes_between(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How software and numerics differ; what `now` does not hold is not compared."""
-    return [line for name in CONDITIONS if name in now for line in differences(then[name], now[name], name)]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How a run goes on: `content` of the last drift record that it descends from, None if it has none."""
-
-    content: str | None
-    changes: tuple[str, ...] = ()
-
-
-def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step: int, former: str | None) -> Drift:
-    """Record that a run goes on with other software or hardware than before.
-
-    The checkpoints that follow name this record among their inputs, and states hand it on.
-
-    Args:
-        manifest: the records.
-        begun: the run's beginning.
-        facts: what `begin_facts` gives now.
-        step: where the run goes on.
-        former: the drift that the state at `step` names.
-
-    Raises:
-        ManifestError: the record of the former drift is gone.
-    """
-    run = begun.key[0]
-    now = {name: facts["cohort"][name] for name in CONDITIONS}
-    then = find_drift(manifest, run, former).facts["now"] if former else begun.facts["cohort"]
-    changes = changes_between(then, now)
-    if not changes:
-        return Drift(former)
-    key = (run, "drift", f"step-{step:08d}-{digest_of(now)[:8]}")
-    inputs = {"begin": begun.content} | ({"drift": former} if former else {})
-    told = {"step": step, "changes": changes, "now": now}
-    record = manifest.publish(make_record("train/drift", key, config=begun.config, inputs=inputs, files=[], facts=told))
-    return Drift(record.content, tuple(changes))
-
-
-def find_drift(manifest: Manifest, run: str, content: str) -> Record:
-    """The record of a change of software or hardware.
-
-    Raises:
-        ManifestError: it is not there.
-    """
-    for name in manifest.names("train", (run, "drift")):
-        record = manifest.find("train", (run, "drift", name))
-        if record is not None and record.content == content:
-            return record
-    raise ManifestError(
-        f"{run}: found no record of the drift {content[:12]} under manifest/train/{run}/drift, expected the one that "
-        "its states name; restore it"
-    )
-
-
-def drift_of(manifest: Manifest, checkpoint: Record) -> list[Record]:
-    """The changes of software or hardware that a checkpoint descends from, in their order.
-
-    Raises:
-        ManifestError: one of them is not recorded.
-    """
-    drift: list[Record] = []
-    content = checkpoint.inputs.get("drift")
-    while content:
-        drift.insert(0, find_drift(manifest, checkpoint.key[0], content))
-        content = drift[0].inputs.get("drift")
-    return drift
-
-
-def _differs_from(manifest: Manifest, sibling: str, cohort: dict[str, Any]) -> list[str]:
-    record = manifest.find("train", (sibling, "begin"))
-    if record is None or _is_stale(manifest, record, cohort):
-        return []
-    theirs = of_any_length(record.facts["cohort"], training_of(plan_of(manifest, record)))
-    return differences(theirs, of_any_length(cohort, cohort["config"]["training"]))
-
-
-def _is_stale(manifest: Manifest, begun: Record, cohort: dict[str, Any]) -> bool:
-    """Whether a sibling made no step and has to begin anew, with the config of now, before it can."""
-    return steps_made(manifest, begun.key[0]) is None and begun.facts["cohort"]["config"] != cohort["config"]
-
-
-def differences(then: Any, now: Any, where: str = "") -> list[str]:
-    """`training.learning_rate: was 0.0006, is 0.0003`, one line for each leaf that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted(then.keys() | now.keys())
-        return [line for key in keys for line in differences(then.get(key), now.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if then == now else [f"{where}: was {then!r}, is {now!r}"]

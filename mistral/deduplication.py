@@ -83,7 +83,7 @@ def _hash_unit(manifest: Manifest, experiment: Experiment, plan: Plan, unit: Uni
 
 
 def _hashes_path(manifest: Manifest, dataset: str, unit: str, split: str) -> Path:
-    return manifest.workspace.dataset(dataset) / "hashes" / f"{unit}.{split}.sha256"
+    return manifest.workspace.hashes(dataset) / f"{unit}.{split}.sha256"
 
 
 def find_duplicates(manifest: Manifest, experiment: Experiment, plan: Plan) -> Record | None:
@@ -99,7 +99,7 @@ def find_duplicates(manifest: Manifest, experiment: Experiment, plan: Plan) -> R
     if len(whole) < len(records):
         return None
     drops = {split: list(_duplicates(manifest, plan, dataset, split)) for split in SPLITS}
-    path = manifest.workspace.dataset(dataset) / "hashes" / "duplicates.npz"
+    path = manifest.workspace.hashes(dataset) / "duplicates.npz"
     make_folder(path.parent)
     arrays = {
         f"{unit.name}.{split}": numbers

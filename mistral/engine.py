@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 
 from mistral.config import Experiment, Training
-from mistral.errors import EnvironmentProblem
 from mistral.model import decay_groups
-from mistral.ranks import TIMEOUT, Ranks, store_of
+from mistral.ranks import TIMEOUT, Ranks, require_device, store_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -65,14 +64,8 @@ def connect(
         LostRanks: another rank does not appear.
         Stopped: `stop` said so.
     """
-    if needs_gpu and not torch.cuda.is_available():
-        raise EnvironmentProblem(
-            "found no GPU, expected one for each rank because the cluster file sets stages.train.gpus_per_node\n"
-            "  check nvidia-smi and the installed torch, or use a cluster file with gpus_per_node: 0"
-        )
+    require_device(training.precision, needs_gpu)
     on_gpu = torch.cuda.is_available()
-    if training.precision == "fp16" and not on_gpu:
-        raise EnvironmentProblem("training.precision: found fp16 on a CPU, expected fp32 or bf16 there; change it")
     index = ranks.device_index(torch.cuda.device_count()) if on_gpu else ranks.local_rank
     os.environ["LOCAL_RANK"] = str(index)  # where DeepSpeed looks for its device
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")

@@ -7,7 +7,7 @@
     |   `-- PathError      a path that leaves the workspace
     |-- LeaseError         another process owns the run
     |-- CheckpointError    a checkpoint that cannot be written or read
-    |-- StorageError       the disk is full, the quota is used up, a file cannot be written
+    |-- StorageError       the disk is full, the quota is used up, a file cannot be written or read
     |-- EnvironmentProblem this machine lacks something that the config asks for
     |-- LostRanks          the other ranks of a run are gone: nothing to mend here, run it again
     |-- Findings           work that finished and found something wrong (exit code 3)
@@ -49,7 +49,7 @@ class CheckpointError(MistralError):
 
 
 class StorageError(MistralError):
-    """The disk is full, the quota is used up, or a file cannot be written."""
+    """The disk is full, the quota is used up, or a file cannot be written or read."""
 
 
 class EnvironmentProblem(MistralError):

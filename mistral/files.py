@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from mistral.errors import MistralError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PRIVATE = 0o600  # the mode of what safetensors and tempfile write, whatever the umask is
 
 
 def canonical_json(value: Any) -> bytes:
@@ -80,6 +82,28 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+# There is no such file, or a folder in its place. All other errors say nothing about the file.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into one StorageError that names the file and the errno.
+
+    That a file is not there, or is a folder, is an answer: these errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise
+        name = errno.errorcode.get(error.errno or 0, f"errno {error.errno}")
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error} ({name}), expected a file system that answers; nothing was "
+            "changed\n  check its permissions and the file system, then run the same command again"
+        ) from error
+
+
 def _storage_error(path: Path, error: OSError) -> StorageError:
     folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
     room, reason = os.statvfs(folder), error.strerror or str(error)
@@ -100,6 +124,23 @@ def fsync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def finish_file(path: Path) -> None:
+    """Make a file durable and, if a library made it private, as readable as the umask lets any other file be."""
+    if stat.S_IMODE(path.stat().st_mode) == PRIVATE:
+        path.chmod(_mode_of_new_files(path))
+    fsync_file(path)
+
+
+def _mode_of_new_files(path: Path) -> int:
+    """The mode that open(2) gives a file beside a path: by the umask, or by the default ACL of the folder."""
+    example = temporary_beside(path)
+    try:
+        with example.open("xb") as file:
+            return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        example.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -134,7 +175,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     try:
         with storage_errors(path):
             yield temporary
-            fsync_file(temporary)
+            finish_file(temporary)
             temporary.replace(path)
             fsync_folder(path.parent)
     finally:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mistral.cohort import drift_of
 from mistral.config import Experiment
+from mistral.drift import drift_of
 from mistral.errors import CheckpointError, ManifestError
 from mistral.files import (
     digest_of,
-    fsync_file,
+    finish_file,
     fsync_folder,
     make_folder,
     read_json,
@@ -28,6 +28,7 @@ from mistral.metrics import read_metrics
 from mistral.modelcard import CardFacts, model_card
 from mistral.parity import check_probe
 from mistral.provenance import software
+from mistral.setaside import set_aside
 from mistral.tensorfiles import MODEL, dtype_of, link_or_copy, require_rounded, write_rounded
 
 CARD, CONFIG = "README.md", "config.json"
@@ -98,7 +99,7 @@ def require_checkpoint(manifest: Manifest, weights: Record, dataset: Record) -> 
     """Refuse a checkpoint whose files changed, or that was trained on another dataset."""
     problems = manifest.damage(weights)
     if problems:
-        raise CheckpointError(f"found {'; '.join(problems)}; restore the file, or remove its record and train again")
+        raise CheckpointError(f"found {'; '.join(problems)}; restore the file from a copy")
     if weights.inputs.get("dataset") != dataset.content:
         raise CheckpointError(
             f"found weights of the dataset {str(weights.inputs.get('dataset'))[:12]}, expected {dataset.content[:12]}, "
@@ -140,9 +141,9 @@ def publish_folder(
     folder = manifest.workspace.export(run, facts["step"])
     with storage_errors(folder):
         for path in temporary.iterdir():
-            fsync_file(path)
+            finish_file(path)
         fsync_folder(temporary)
-        _take_place(temporary, folder)
+        _take_place(temporary, folder, manifest, run)
         fsync_folder(folder.parent)
         hashes = {MODEL: written}
         files = [_entry(manifest, path, weights, hashes.get(path.name)) for path in sorted(folder.iterdir())]
@@ -152,15 +153,19 @@ def publish_folder(
     )
 
 
-def _take_place(temporary: Path, folder: Path) -> None:
-    """Rename a whole folder, unless an equal one has the name: another process may be about to record that one."""
+def _take_place(temporary: Path, folder: Path, manifest: Manifest, run: str) -> None:
+    """Rename a whole folder, unless an equal one has the name: another process may be about to record that one.
+
+    Another folder that has the name, and no record, is set aside.
+    """
     try:
         temporary.rename(folder)  # which never replaces a folder that holds files
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not _equal(temporary, folder):
-            _clear_away(folder, folder)
+            into = manifest.workspace.exports_set_aside(run)
+            set_aside(manifest, folder, into, "it has no record, and is not what an export of this checkpoint holds")
             temporary.rename(folder)
 
 
@@ -176,12 +181,12 @@ def _equal(one: Path, other: Path) -> bool:
     )
 
 
-def _clear_away(rubbish: Path, folder: Path) -> None:
-    """Remove a folder whose owner may still be at work: it sees all of it go at once."""
-    aside = temporary_beside(folder)
-    with suppress(OSError):  # gone already; where it is in the way and cannot be moved, the rename that follows says so
-        rubbish.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+def _clear_away(temporary: Path, folder: Path) -> None:
+    """Rename a temporary folder, then delete it, so that a concurrent writer never sees a half-deleted one."""
+    doomed = temporary_beside(folder)
+    with suppress(OSError):  # another process has removed it
+        temporary.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> str | None:

@@ -8,7 +8,7 @@ from mistral.errors import DataError, MistralError
 from mistral.files import (
     canonical_json,
     digest_of,
-    fsync_file,
+    finish_file,
     fsync_folder,
     make_folder,
     read_json,
@@ -78,7 +78,7 @@ def _fetch(source: HubSource, folder: Path) -> None:
 
 def _make_durable(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        (fsync_folder if path.is_dir() else fsync_file)(path)
+        (fsync_folder if path.is_dir() else finish_file)(path)
     fsync_folder(folder)
 
 

@@ -4,17 +4,18 @@ Each record is judged by what the others say of it, so that a checkpoint of anot
 that went missing shows, whoever put it there. docs/formats.md says what cannot be found in this way.
 """
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from mistral.cohort import changes_between, differences, promise
 from mistral.config import Data, Experiment, Seeds
+from mistral.datalineage import DATASET_CHECKS
 from mistral.dataset import SEAL
+from mistral.drift import changes_between, differences, promise
 from mistral.extension import contradictions_of_length, last_step, newest_plan, of_any_length, training_of
 from mistral.files import digest_of
+from mistral.kinds import kind_of
 from mistral.manifest import Record
-from mistral.records import Records, place
+from mistral.records import Records, follows, place
 from mistral.tensorfiles import MODEL, dtype_of
 from mistral.workspace import step_name, step_number
 
@@ -30,12 +31,11 @@ def contradictions(records: Records, experiment: Experiment | None = None) -> It
     """
     for record in filter(None, records.found.values()):
         yield from _careful(record, misplaced(records, record))
-        yield from _careful(record, _CHECKS.get(record.kind, _nothing)(records, record))
+        yield from _careful(record, _CHECKS.get(record.kind, _run_of)(records, record))
     for begun in records.of_kind("train/begin"):
         yield from _careful(begun, foreign(begun, experiment))
         yield from _careful(begun, gaps(records, begun, experiment))
-    for first, second in itertools.combinations(records.of_kind("train/begin"), 2):
-        yield from _careful(second, undeclared_difference(records, first, second))
+        yield from _careful(begun, undeclared_difference(records, begun, experiment))
     yield from twins(records)
 
 
@@ -47,45 +47,23 @@ def _careful(record: Record, problems: Iterator[str]) -> Iterator[str]:
         yield f"{place(record)}: found facts that are not those of a {record.kind} ({error!r}); restore the record"
 
 
-def _nothing(records: Records, record: Record) -> Iterator[str]:
-    yield from ()
-
-
 def misplaced(records: Records, record: Record) -> Iterator[str]:
     """Files lie where files of their kind belong: a record cannot pass another run's file off as its own."""
-    workspace, name, last = records.workspace, record.key[0], record.key[-1]
-    homes = {
-        "preprocess/unit": lambda: workspace.dataset(name),
-        "preprocess/dataset": lambda: workspace.dataset(name),
-        "train/weights": lambda: workspace.weights(name, step_number(last)),
-        "train/state": lambda: workspace.state(name, step_number(last)),
-        "export/checkpoint": lambda: workspace.export(name, step_number(last)),
-    }
-    if record.kind in homes:
-        home = homes[record.kind]().relative_to(workspace.root).as_posix()
-        for entry in record.files:
-            if not entry.path.startswith(f"{home}/"):
-                yield f"{entry.path}: found in the record {'/'.join(record.key)}, expected a file in {home}"
+    workspace, last = records.workspace, record.key[-1]
+    kind = kind_of(record.kind.partition("/")[0], record.key)
+    home = kind.home(workspace, record.key).relative_to(workspace.root).as_posix() if kind and kind.home else None
+    for entry in record.files:
+        if home is None or not entry.path.startswith(f"{home}/"):
+            expected = "none" if home is None else f"a file in {home}"
+            yield f"{entry.path}: found in the record {'/'.join(record.key)}, expected {expected}"
     if record.kind in STEPS and (step := record.facts["step"]) != step_number(last):
         yield f"{place(record)}: found the facts of step {step}, expected those of step {step_number(last)}"
 
 
-def _follows(records: Records, record: Record, name: str, stage: str, *key: str) -> Iterator[str]:
-    """An input of a record is the content of the record that should be there."""
-    other, found = records.get(stage, *key), record.inputs.get(name)
-    if other is not None and found != other.content:
-        expected = f"{other.content[:12]}, the content of {stage}/{'/'.join(key)}"
-        yield f"{place(record)}: its {name} is {str(found)[:12]}, expected {expected}"
-    if not records.exists(stage, *key):
-        yield f"{place(record)}: made from {stage}/{'/'.join(key)}, which is not recorded"
-
-
-def _dataset(records: Records, seal: Record) -> Iterator[str]:
-    """The units of a dataset are those that it was sealed with."""
-    dataset = seal.key[0]
-    recorded = {key[1] for stage, key in records.found if stage == "preprocess" and key[0] == dataset and len(key) == 2}
-    for unit in sorted({*seal.inputs, *recorded} - {SEAL}):
-        yield from _follows(records, seal, unit, "preprocess", dataset, unit)
+def _first(records: Records, first: Record) -> Iterator[str]:
+    """What the first run shares with its siblings is what was recorded; each run is compared with it."""
+    if first.config != digest_of(first.facts["cohort"]):
+        yield f"{place(first)}: found another cohort than that of its digest; restore the record"
 
 
 def _begin(records: Records, begun: Record) -> Iterator[str]:
@@ -128,7 +106,7 @@ def _checkpoint(records: Records, record: Record) -> Iterator[str]:
     step, role = step_number(name), "parent" if kind == "weights" else "weights"
     before = [other for other in records.steps(run) if other < step or (kind == "state" and other == step)]
     if before:
-        yield from _follows(records, record, role, "train", run, "weights", step_name(before[-1]))
+        yield from follows(records, record, role, "train", run, "weights", step_name(before[-1]))
     elif role in record.inputs:
         yield f"{place(record)}: the checkpoint that it descends from is not recorded"
     if (begun := records.get("train", run, "begin")) is None:
@@ -161,7 +139,7 @@ def _complete(records: Records, complete: Record) -> Iterator[str]:
     last, ends = complete.facts["steps"], [last_step(plan) for plan in (begun, *records.of_kind("train/extend", run))]
     if last not in ends:
         yield f"{place(complete)}: found {last} steps, expected {' or '.join(map(str, ends))}"
-    yield from _follows(records, complete, "weights", "train", run, "weights", step_name(last))
+    yield from follows(records, complete, "weights", "train", run, "weights", step_name(last))
     weights = records.get("train", run, "weights", step_name(last))
     claim = promise(begun, drift_chain(records, weights)) if weights else None
     if claim and (claimed := complete.facts["promise"]) != claim:
@@ -172,7 +150,7 @@ def _extend(records: Records, extension: Record) -> Iterator[str]:
     """A longer run follows from its beginning, and keeps all that it was to keep but for its former end."""
     yield from _run_of(records, extension)
     run = extension.key[0]
-    yield from _follows(records, extension, "begin", "train", run, "begin")
+    yield from follows(records, extension, "begin", "train", run, "begin")
     if begun := records.get("train", run, "begin"):
         for problem in contradictions_of_length(begun, extension):
             yield f"{place(extension)}: {problem}; restore the record"
@@ -187,13 +165,21 @@ def _drift(records: Records, drift: Record) -> Iterator[str]:
     """A change of software or hardware follows from the beginning or the change before, and tells what differs."""
     yield from _run_of(records, drift)
     run, facts = drift.key[0], drift.facts
-    yield from _follows(records, drift, "begin", "train", run, "begin")
+    yield from follows(records, drift, "begin", "train", run, "begin")
     yield from _unknown_drift(records, drift)
     begun = records.get("train", run, "begin")
     name = f"{step_name(facts['step'])}-{digest_of(facts['now'])[:8]}"
     before = _conditions(records, drift, begun) if begun else facts["now"]
     if name != drift.key[-1] or (begun and facts["changes"] != changes_between(before, facts["now"])):
         yield f"{place(drift)}: found other changes than its name and the record before it tell; restore the record"
+
+
+def _given_up(records: Records, given_up: Record) -> Iterator[str]:
+    """Weights that were set aside, as they were made again with other bits, are those of its run from a step on."""
+    yield from _run_of(records, given_up)
+    first = given_up.facts["step"]
+    if wrong := [name for name in given_up.facts["weights"] if step_number(name) < first]:
+        yield f"{place(given_up)}: found {wrong[0]}, expected steps from {first} on; restore the record"
 
 
 def _unknown_drift(records: Records, record: Record) -> Iterator[str]:
@@ -227,7 +213,7 @@ def _export(records: Records, export: Record) -> Iterator[str]:
     """
     yield from _run_of(records, export)
     weights_key = ("train", export.key[0], "weights", step_name(step_number(export.key[-1])))
-    yield from _follows(records, export, "weights", *weights_key)
+    yield from follows(records, export, "weights", *weights_key)
     seals = [seal for seal in records.of_kind("preprocess/dataset") if seal.content == export.inputs.get("dataset")]
     sources = [source for source in (records.get(*weights_key), *seals) if source is not None]
     sent = {entry.path.rpartition("/")[2]: entry.sha256 for entry in export.files}
@@ -240,14 +226,16 @@ def _export(records: Records, export: Record) -> Iterator[str]:
                 yield f"{place(export)}: its {name} is {str(found)[:12]}, expected {expected}"
 
 
-_CHECKS = {
-    "preprocess/dataset": _dataset,
+_CHECKS = {  # of all other kinds: that their run has begun, with their config
+    **DATASET_CHECKS,
+    "cohort/first": _first,
     "train/begin": _begin,
     "train/weights": _checkpoint,
     "train/state": _checkpoint,
     "train/complete": _complete,
     "train/drift": _drift,
     "train/extend": _extend,
+    "train/set-aside": _given_up,
     "export/checkpoint": _export,
 }
 
@@ -279,16 +267,30 @@ def gaps(records: Records, begun: Record, experiment: Experiment | None) -> Iter
             yield f"{run}: {how}, but its scheduled step {step} is not recorded"
 
 
-def undeclared_difference(records: Records, first: Record, second: Record) -> Iterator[str]:
-    """Runs of one experiment differ in nothing but their seeds, or one of them tells in what else."""
-    if first.facts["experiment"] != second.facts["experiment"]:
+def undeclared_difference(records: Records, begun: Record, checked: Experiment | None) -> Iterator[str]:
+    """Runs of one experiment differ in nothing but their seeds, or tell in what else they differ from the first one.
+
+    A run without weights may have begun a moment ago, and not have compared itself yet.
+    """
+    experiment, run = begun.facts["experiment"], begun.key[0]
+    if not records.steps(run) or (checked and checked.name != experiment):
         return
-    declared = second.key[0] in first.facts["drift"] or first.key[0] in second.facts["drift"]
-    began = all(records.steps(run) or records.steps(run, "state") for run in (first.key[0], second.key[0]))
-    one, other = (of_any_length(run.facts["cohort"], training_of(_plan(records, run))) for run in (first, second))
-    changes = differences(one, other) if began else []
-    if changes and not declared:
-        yield f"{place(second)}: differs from {first.key[0]} in more than the seed, not declared: {'; '.join(changes)}"
+    if not records.exists("cohort", experiment):
+        yield f"{place(begun)}: the first run of its cohort is not recorded, expected cohort/{experiment}.json"
+    if (first := records.get("cohort", experiment)) is None:
+        return
+    name, changes = (
+        first.facts["run"],
+        differences(_shared(records, first, first.facts["run"]), _shared(records, begun, run)),
+    )
+    if changes and name not in begun.facts["drift"]:
+        yield f"{place(begun)}: differs from {name} in more than the seed, not declared: {'; '.join(changes)}"
+
+
+def _shared(records: Records, record: Record, run: str) -> Any:
+    """What a run has in common with its siblings, as long as it is now."""
+    cohort, begun = record.facts["cohort"], records.get("train", run, "begin")
+    return of_any_length(cohort, training_of(_plan(records, begun)) if begun else cohort["config"]["training"])
 
 
 def twins(records: Records) -> Iterator[str]:

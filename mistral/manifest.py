@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mistral.errors import ManifestError, PathError
-from mistral.files import canonical_json, digest_of, fsync_folder, publish_bytes, read_json, sha256_of
+from mistral.files import canonical_json, digest_of, fsync_folder, publish_bytes, read_errors, read_json, sha256_of
+from mistral.kinds import kind_of
 from mistral.provenance import made_by
 from mistral.workspace import Workspace
 
@@ -85,6 +86,12 @@ def make_record(
     return dataclasses.replace(draft, digest=_digest(draft.body()))
 
 
+def with_maker(record: Record, facts: dict[str, Any], maker: dict[str, Any]) -> Record:
+    """The same content with other facts and another `made_by`."""
+    draft = dataclasses.replace(record, facts=facts, made_by=maker, digest="")
+    return dataclasses.replace(draft, digest=_digest(draft.body()))
+
+
 def _content(kind: str, key: Key, config: str, inputs: dict[str, str], files: Iterable[FileEntry]) -> dict[str, Any]:
     listed = [dataclasses.asdict(entry) for entry in files]
     return {"kind": kind, "key": list(key), "config": config, "inputs": inputs, "files": listed}
@@ -144,16 +151,16 @@ class Manifest:
 
         Raises:
             ManifestError: the record is damaged, or is another unit's.
+            StorageError: the record cannot be read, which says nothing about it.
         """
         path = self.path(stage, key)
         try:
-            body = read_json(path)
+            with read_errors(path):
+                body = read_json(path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ManifestError(
-                f"{path}: found no readable file ({error.strerror}), expected a record; check its permissions"
-            ) from None
+            raise ManifestError(f"{path}: {error.strerror}, expected a record; move it elsewhere") from None
         except ValueError as error:
             raise ManifestError(f"{path}: found text that is not JSON ({error}); {_ADVICE}") from None
         record = parse_record(body, path)
@@ -176,7 +183,7 @@ class Manifest:
         """Names of the recorded units below a key, sorted; reads one folder and no record."""
         folder = self._place(stage, *key)
         try:
-            with os.scandir(folder) as entries:
+            with read_errors(folder), os.scandir(folder) as entries:
                 return sorted(e.name[:-5] for e in entries if e.name.endswith(".json") and not e.name.startswith("."))
         except FileNotFoundError:
             return []
@@ -189,18 +196,33 @@ class Manifest:
         Raises:
             ManifestError: the earlier record has another content; shows the difference.
         """
-        stage = record.kind.partition("/")[0]
-        path = self.path(stage, record.key)
-        if publish_bytes(path, canonical_json(record.body()) + b"\n"):
-            return record
-        earlier = self.get(stage, record.key, "the file system lost a record that was just there: run again")
-        if earlier.content != record.content:
+        stands = self.publish_first(record)
+        if stands.content != record.content:
+            path = self.path(record.kind.partition("/")[0], record.key)
             raise ManifestError(
-                f"{path}: the work was done again and gave another result:\n{difference(earlier, record)}\n"
+                f"{path}: the work was done again and gave another result:\n{difference(stands, record)}\n"
                 "  the same inputs must give the same bytes (docs/reproducibility.md says when they do). The earlier "
                 "result stands."
             )
-        return earlier
+        return stands
+
+    def publish_first(self, record: Record) -> Record:
+        """Commit a record unless one has its place already; returns the one that stands.
+
+        Of several processes that publish at once, exactly one has its record stand.
+
+        Raises:
+            ValueError: no row of `mistral.kinds` has this kind in this place.
+        """
+        stage = record.kind.partition("/")[0]
+        path, kind = self.path(stage, record.key), kind_of(stage, record.key)
+        if kind is None or kind.name != record.kind:
+            raise ValueError(
+                f"found a record {record.kind} {record.key}, expected one of the table in mistral/kinds.py"
+            )
+        if publish_bytes(path, canonical_json(record.body()) + b"\n"):
+            return record
+        return self.get(stage, record.key, "the file system lost a record that was just there: run again")
 
     def remove(self, stage: str, key: Key) -> None:
         """Withdraw a record: of a state that is no longer needed, or of an export for another organization."""
@@ -210,19 +232,25 @@ class Manifest:
             fsync_folder(path.parent)
 
     def damage(self, record: Record, quick: bool = False) -> list[str]:
-        """What is wrong with the files of a record, one line each; sizes only if `quick`."""
+        """How the files of a record differ from it, one line each; compares sizes only if `quick`.
+
+        A file that cannot be read is not damaged: nothing is known about it.
+
+        Raises:
+            StorageError: a file cannot be read; names it and the errno.
+            PathError: the path of a file is refused.
+        """
         return [problem for entry in record.files if (problem := self._damage_of(entry, quick))]
 
     def _damage_of(self, entry: FileEntry, quick: bool) -> str | None:
+        path = self.workspace.inside(entry.path)
         try:
-            path = self.workspace.inside(entry.path)
-            if (size := path.stat().st_size) != entry.bytes:
-                return f"{entry.path}: found {size} bytes, expected {entry.bytes}"
-            if not quick and (found := sha256_of(path)) != entry.sha256:
-                return f"{entry.path}: found sha256 {found}, expected {entry.sha256}"
-        except PathError as error:
-            return str(error)
-        except OSError as error:
+            with read_errors(path):
+                if (size := path.stat().st_size) != entry.bytes:
+                    return f"{entry.path}: found {size} bytes, expected {entry.bytes}"
+                if not quick and (found := sha256_of(path)) != entry.sha256:
+                    return f"{entry.path}: found sha256 {found}, expected {entry.sha256}"
+        except OSError as error:  # there is no such file, or it is a folder
             return f"{entry.path}: {error.strerror}, expected {entry.bytes} bytes"
         return None
 
@@ -241,8 +269,6 @@ def _plain(part: str) -> str:
 def difference(earlier: Record, later: Record) -> str:
     """What differs in the content of two records of one unit, one line each."""
     lines = []
-    if earlier.kind != later.kind:
-        lines.append(f"  kind: recorded {earlier.kind}, now {later.kind}")
     if earlier.config != later.config:
         lines.append(f"  config: recorded {earlier.config[:12]}, now {later.config[:12]}")
     for name in sorted(earlier.inputs.keys() | later.inputs.keys()):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mistral.cohort import CLOSE_NUMBERS, SAME_BATCHES, SAME_BITS, promise
 from mistral.config import Data, Experiment, Export, TrainedTokenizer
+from mistral.drift import CLOSE_NUMBERS, SAME_BATCHES, SAME_BITS, promise
 from mistral.manifest import Record
 from mistral.yamltext import write_yaml
 

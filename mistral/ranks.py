@@ -1,6 +1,6 @@
 """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_* -> which rank this process is, its GPU, and the store where the ranks meet.
 
-No signal is seen while torch waits, so the ranks of a Slurm step wait for each other in a thread, and look for signals.
+No signal is seen while torch waits, so the ranks wait for each other in a thread, and look for signals.
 """
 
 import datetime
@@ -55,28 +55,45 @@ class Ranks:
         return self.local_rank
 
 
+def require_device(precision: str, needs_gpu: bool) -> None:
+    """Refuse what this machine has no device for.
+
+    Raises:
+        EnvironmentProblem: GPUs are asked for and there are none, or fp16 is asked of a CPU.
+    """
+    if needs_gpu and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "found no GPU, expected one for each rank because the cluster file sets stages.train.gpus_per_node\n"
+            "  check nvidia-smi and the installed torch, or use a cluster file with gpus_per_node: 0"
+        )
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise EnvironmentProblem("training.precision: found fp16 on a CPU, expected fp32 or bf16 there; change it")
+
+
 def store_of(ranks: Ranks, stop: Callable[[], bool]) -> dict[str, Any]:
     """The `store` of a process group; empty where torch finds the others by itself. Raises as `meet` does."""
     if ranks.world_size == 1:
         return {"store": torch._C._distributed_c10d.HashStore()}
-    return {"store": meet(ranks.world_size, stop)} if "MASTER_LISTEN_FD" in os.environ else {}
+    return {} if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else {"store": meet(ranks, stop)}
 
 
-def meet(world_size: int, stop: Callable[[], bool]) -> Any:
+def meet(ranks: Ranks, stop: Callable[[], bool]) -> Any:
     """The ranks' store, as soon as all of them are there.
 
-    Rank 0 serves it on the descriptor MASTER_LISTEN_FD, on which it listens already; the others have that one empty.
+    Rank 0 serves it at MASTER_PORT. In a Slurm step it listens there already, on the descriptor MASTER_LISTEN_FD.
 
     Args:
-        world_size: how many ranks there are.
+        ranks: how many there are, and which one this is.
         stop: whether a signal asked to leave.
 
     Raises:
         LostRanks: another rank does not appear.
         Stopped: `stop` said so.
     """
-    listening, place = os.environ["MASTER_LISTEN_FD"], (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    server: dict[str, Any] = {"is_master": True, "master_listen_fd": int(listening)} if listening else {}
+    place, world_size = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), ranks.world_size
+    server: dict[str, Any] = {"is_master": ranks.rank == 0}
+    if listening := os.environ.get("MASTER_LISTEN_FD"):
+        server["master_listen_fd"] = int(listening)
     made: Future[Any] = Future()
 
     def make() -> None:

@@ -2,22 +2,18 @@
 
 import functools
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mistral.config import Experiment
-from mistral.dataset import SEAL
-from mistral.errors import ManifestError
+from mistral.errors import ManifestError, StorageError
 from mistral.files import digest_of
+from mistral.kinds import KINDS, kind_of
 from mistral.manifest import Key, Manifest, Record
 from mistral.workspace import Workspace, step_number
 
-STAGES = ("preprocess", "train", "export")
-STEP = re.compile(r"^step-\d{8}$")
-DRIFT = re.compile(r"^step-\d{8}-[0-9a-f]{8}$")
-EXPORT = re.compile(r"^checkpoint-(0|[1-9]\d*)$")
+STAGES = {kind.stage for kind in KINDS}
 Unit = tuple[str, Key]  # stage and key
 
 
@@ -51,6 +47,10 @@ class Records:
         """Steps of a run that have a record of a kind, readable or not, ascending."""
         return self._steps.get((run, kind), [])
 
+    def keys(self, kind: str, name: str) -> list[Key]:
+        """Keys of the records of a kind, readable or not, of one run or dataset."""
+        return self._keys.get((kind, name), [])
+
     @functools.cached_property
     def _kinds(self) -> dict[tuple[str, str | None], list[Record]]:
         kinds: dict[tuple[str, str | None], list[Record]] = {}
@@ -60,12 +60,21 @@ class Records:
         return kinds
 
     @functools.cached_property
-    def _steps(self) -> dict[tuple[str, str], list[int]]:
-        steps: dict[tuple[str, str], list[int]] = {}
+    def _keys(self) -> dict[tuple[str, str], list[Key]]:
+        keys: dict[tuple[str, str], list[Key]] = {}
         for stage, key in sorted(self.found):
-            if expected_kind(stage, key) in ("train/weights", "train/state"):
-                steps.setdefault((key[0], key[1]), []).append(step_number(key[2]))
-        return steps
+            if (kind := kind_of(stage, key)) is not None:
+                keys.setdefault((kind.name, key[0]), []).append(key)
+        return keys
+
+    @functools.cached_property
+    def _steps(self) -> dict[tuple[str, str], list[int]]:
+        kinds = {"train/weights": "weights", "train/state": "state"}
+        return {
+            (run, kinds[kind]): [step_number(key[-1]) for key in keys]
+            for (kind, run), keys in self._keys.items()
+            if kind in kinds
+        }
 
 
 def place(record: Record) -> str:
@@ -73,20 +82,14 @@ def place(record: Record) -> str:
     return f"{record.kind} {'/'.join(record.key)}"
 
 
-def expected_kind(stage: str, key: Key) -> str | None:
-    """The kind of the record that belongs in a place; None if none does."""
-    match (stage, *key):
-        case ("preprocess", _, name):
-            return "preprocess/dataset" if name == SEAL else "preprocess/unit"
-        case ("train", _, "begin" | "complete" as name):
-            return f"train/{name}"
-        case ("train", _, "weights" | "state" | "extend" as name, step) if STEP.match(step):
-            return f"train/{name}"
-        case ("train", _, "drift", name) if DRIFT.match(name):
-            return "train/drift"
-        case ("export", _, name) if EXPORT.match(name):
-            return "export/checkpoint"
-    return None
+def follows(records: Records, record: Record, name: str, stage: str, *key: str) -> Iterator[str]:
+    """An input of a record is the content of the record that should be there."""
+    other, found = records.get(stage, *key), record.inputs.get(name)
+    if other is not None and found != other.content:
+        expected = f"{other.content[:12]}, the content of {stage}/{'/'.join(key)}"
+        yield f"{place(record)}: its {name} is {str(found)[:12]}, expected {expected}"
+    if not records.exists(stage, *key):
+        yield f"{place(record)}: made from {stage}/{'/'.join(key)}, which is not recorded"
 
 
 def read_records(manifest: Manifest, experiment: Experiment | None = None) -> tuple[Records, list[str]]:
@@ -98,7 +101,7 @@ def read_records(manifest: Manifest, experiment: Experiment | None = None) -> tu
     found: dict[Unit, Record | None] = {}
     problems: list[str] = []
     for path, stage, key in _files(manifest.workspace, experiment):
-        kind = expected_kind(stage, key) if path.suffix == ".json" else None
+        kind = kind_of(stage, key) if path.suffix == ".json" else None
         if kind is None:
             problems.append(
                 f"{path}: found a file that is not a record of this layout, expected none; move it elsewhere"
@@ -106,10 +109,10 @@ def read_records(manifest: Manifest, experiment: Experiment | None = None) -> tu
             continue
         try:
             record = manifest.find(stage, key)
-            if record is not None and record.kind != kind:
-                raise ManifestError(f"{path}: found a record of {record.kind}, expected one of {kind}; restore it")
+            if record is not None and record.kind != kind.name:
+                raise ManifestError(f"{path}: found a record of {record.kind}, expected one of {kind.name}; restore it")
             found[stage, key] = record and _slim(record)
-        except ManifestError as error:
+        except (ManifestError, StorageError) as error:
             problems.append(str(error))
             found[stage, key] = None
     return Records(manifest.workspace, found), problems
@@ -119,11 +122,11 @@ def _files(workspace: Workspace, experiment: Experiment | None) -> Iterator[tupl
     """Path, stage and key of each file below manifest/, but for those that are being written."""
     root, wanted = workspace.manifest(), None
     if experiment is not None:
-        wanted = {*experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
+        wanted = {experiment.name, *experiment.dataset_names(), *map(experiment.run_name, experiment.seeds)}
     for folder, folders, names in os.walk(root):
         # What is recorded last is listed first, so that training which goes on leaves no link without its end:
         # exports before checkpoints, states before weights, and what these name after them.
-        folders.sort(key=lambda name: (name in ("preprocess", "drift"), name))
+        folders.sort(key=lambda name: (name in ("preprocess", "cohort", "drift"), name))
         for name in sorted(names):
             path = Path(folder, name)
             stage, *key = path.relative_to(root).with_suffix("").parts

@@ -5,16 +5,16 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
 from mistral import engine
-from mistral.checkpoints import Checkpoints, SavedState, newest_state, read_state, require_weights
-from mistral.cohort import record_drift
+from mistral.checkpoints import Checkpoints, SavedState, read_state
 from mistral.config import Experiment
+from mistral.drift import record_drift
 from mistral.errors import NonFiniteLoss, Stopped
 from mistral.evaluation import PREFIX_TOKENS, evaluate, measure, probe_losses, probe_sequences, sum_over_ranks
 from mistral.lease import Lease
@@ -22,18 +22,23 @@ from mistral.loop import Loop, build_loop
 from mistral.manifest import Record
 from mistral.metrics import Metrics
 from mistral.progress import Progress
+from mistral.resume import GoBack, choose_state
 from mistral.run import Run, complete
 from mistral.schedule import learning_rate
-from mistral.workspace import step_name, step_number
+from mistral.workspace import step_name
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """The right to write into a run, which rank 0 has: the lease, the record of the beginning, and the facts now."""
+    """The right to write into a run, which rank 0 has: the lease, the record of the beginning, and the facts now.
+
+    `go_back` says what the command line allows where the newest state cannot be used.
+    """
 
     lease: Lease
     begun: Record
     facts: dict[str, Any]
+    go_back: GoBack = field(default_factory=GoBack)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,13 @@ class Keeper:
 def open_checkpoints(run: Run, ownership: Ownership, drift: str | None = None) -> Checkpoints:
     """The writer of a run's checkpoints."""
     return Checkpoints(
-        run.manifest, run.name, ownership.begun.config, run.dataset.content, ownership.lease, drift=drift
+        run.manifest,
+        run.name,
+        ownership.begun.config,
+        run.dataset.content,
+        ownership.lease,
+        drift=drift,
+        deterministic=run.experiment.training.deterministic,
     )
 
 
@@ -79,7 +90,8 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
     Raises:
         Stopped: stop was requested; a state is saved.
         NonFiniteLoss: the loss is not a number; the last good state is kept.
-        StorageError: the disk is full; everything committed so far is whole.
+        StorageError: the disk is full, or a file cannot be read; everything committed so far is whole.
+        CheckpointError: the run has progress that it cannot go on from; says what to restore.
     """
     state = find_state(run, ownership, hooks.progress)
     loop = build_loop(run, state)
@@ -119,29 +131,14 @@ def leave_together(run: Run) -> None:
 
 def find_state(run: Run, ownership: Ownership | None, progress: Progress) -> SavedState | None:
     """The state to go on from: rank 0 finds and checks it, all ranks read it."""
-    choice: list[int | None] = [choose_state(run, ownership, progress) if ownership else None]
+    choice: list[int | None] = [None]
+    if ownership:
+        choice = [choose_state(run, ownership.lease, ownership.go_back, progress)]
+        open_checkpoints(run, ownership).remove_temporaries()
     if run.ranks.world_size > 1:
         dist.broadcast_object_list(choice, src=0, device=run.device)
     step = choice[0]
     return None if step is None else read_state(run.manifest.workspace.state(run.name, step))
-
-
-def choose_state(run: Run, ownership: Ownership, progress: Progress) -> int | None:
-    """The step of the newest whole state; what is damaged or unfinished is removed on the way."""
-    store, manifest = open_checkpoints(run, ownership), run.manifest
-    store.remove_rubbish()
-    record, damaged = newest_state(manifest, run.name)
-    for step, problems in damaged:
-        progress.say(f"{run.name}: the state of step {step} is damaged and will not be used: {'; '.join(problems)}")
-        store.withdraw_state(step)
-    if record is None:
-        if manifest.names("train", (run.name, "weights")):
-            progress.say(f"{run.name}: found no whole state, starting again from step 0")
-        return None
-    step = step_number(record.key[-1])
-    require_weights(manifest, run.name, [due for due in run.experiment.scheduled_steps() if due <= step])
-    progress.say(f"{run.name}: going on from step {step}")
-    return step
 
 
 def drive(loop: Loop, keeper: Keeper | None, hooks: Hooks) -> None:

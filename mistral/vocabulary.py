@@ -11,7 +11,7 @@ import msgspec
 
 from mistral.config import Experiment, TrainedTokenizer
 from mistral.errors import DataError
-from mistral.files import fsync_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
+from mistral.files import finish_file, fsync_folder, make_folder, remove_folder, storage_errors, temporary_beside
 from mistral.passthrough import write_passthrough
 
 GPT2 = "gpt2"
@@ -52,7 +52,12 @@ def write_tokenizer(experiment: Experiment, folder: Path, training_texts: Texts)
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer of one dataset beside another one."""
-    _put(folder, lambda temporary: shutil.copytree(source, temporary, dirs_exist_ok=True))
+
+    def copy(temporary: Path) -> None:
+        for path in source.iterdir():
+            shutil.copyfile(path, temporary / path.name)
+
+    _put(folder, copy)
 
 
 def _put(folder: Path, write: Callable[[Path], object]) -> None:
@@ -65,7 +70,7 @@ def _put(folder: Path, write: Callable[[Path], object]) -> None:
         with storage_errors(folder):
             write(temporary)
             for path in temporary.iterdir():
-                fsync_file(path)
+                finish_file(path)
             fsync_folder(temporary)
             try:
                 temporary.rename(folder)

@@ -4,17 +4,22 @@ workspace/
   manifest/<stage>/<...key...>.json
   data/<dataset>/<split>/00017.h5    data/<dataset>/tokenizer/
   runs/<run>/config.yaml metrics.jsonl checkpoints/step-00001000/ state/step-00001000/ tensorboard/
+  runs/<run>/set-aside/    exports/<run>/set-aside/    what was in the way: nothing uses it, `clean` removes it
   exports/<run>/checkpoint-1000/
   published/<experiment>/models.json README.md   published/commits
   jobs/<stage>/<submission>/    jobs/attempts/<job>/
 """
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral.errors import PathError
+from mistral.files import read_errors
+
+SET_ASIDE = "set-aside"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Workspace:
         """The folder with tokenizer.json and tokenizer_config.json."""
         return self.dataset(dataset) / "tokenizer"
 
+    def hashes(self, dataset: str) -> Path:
+        """Where deduplication keeps the hashes of documents."""
+        return self.dataset(dataset) / "hashes"
+
     def run(self, run: str) -> Path:
         """Everything of one training run."""
         return self.root / "runs" / run
@@ -58,6 +67,14 @@ class Workspace:
     def export(self, run: str, step: int) -> Path:
         """A Hugging Face model folder."""
         return self.root / "exports" / run / f"checkpoint-{step}"
+
+    def set_aside(self, run: str) -> Path:
+        """What was in the way of a run: damaged states, folders without a record."""
+        return self.run(run) / SET_ASIDE
+
+    def exports_set_aside(self, run: str) -> Path:
+        """Exported folders that were in the way; exports may lie on another disk than runs."""
+        return self.root / "exports" / run / SET_ASIDE
 
     def registry(self, experiment: str) -> Path:
         """The published runs of an experiment."""
@@ -87,7 +104,9 @@ class Workspace:
         """The file that a record names.
 
         Raises:
-            PathError: the path is absolute, contains `..`, or passes through a link that leaves the workspace.
+            PathError: the path is absolute or contains `..`, or a part of it is a link. The folders that an operator
+                may move to another disk (`data`, `runs`, `exports`, `runs/<run>`) may be links to folders.
+            StorageError: the file system does not answer.
         """
         parts = relative.split("/")
         if not relative or "\0" in relative or relative.startswith("/") or any(p in ("", ".", "..") for p in parts):
@@ -95,36 +114,57 @@ class Workspace:
                 f"a record names the file {relative!r}, expected a plain path inside the workspace {self.root}; "
                 "the record was not written by this program: remove it"
             )
-        path = self.root / relative
-        if not _has_link(self.root, parts):
-            return path
+        path = self.root
+        for number, part in enumerate(parts, start=1):
+            path = path / part
+            if not self._is_there(path, tuple(parts[:number])):
+                break
+        return self.root / relative
+
+    def refuse_other_links(self) -> None:
+        """Make sure that no link stands for a folder of the layout that may not be one. Raises as `inside` does."""
+        for name in ("manifest", "data", "runs", "exports", "published", "jobs"):
+            self.inside(name)
+
+    def refuse_links(self, folder: Path) -> None:
+        """Make sure that no link stands on the way to a folder, nor in it, before anything in it is changed.
+
+        Raises:
+            PathError: one does; names it.
+            StorageError: the file system does not answer.
+        """
+        self.inside(folder.relative_to(self.root).as_posix())
+        with read_errors(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    self.inside((folder / entry.name).relative_to(self.root).as_posix())
+
+    def _is_there(self, path: Path, parts: tuple[str, ...]) -> bool:
+        """Whether a part of a path exists, which is one look at the file system; refuses a link."""
         try:
-            stays = path.resolve().is_relative_to(self.root.resolve())
-        except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that the file system cannot hold
-            stays = False
-        if not stays:
-            raise PathError(
-                f"a record names the file {relative!r}, which a link takes out of the workspace {self.root}; "
-                "put the file itself there, or remove the record"
-            )
-        return path
-
-
-def _has_link(folder: Path, parts: list[str]) -> bool:
-    """Whether a link may stand on the way from a folder to a file in it: one look at each part, none at the folder's.
-
-    What cannot be looked at counts as a link.
-    """
-    for part in parts:
-        folder = folder / part
-        try:
-            if stat.S_ISLNK(os.lstat(folder).st_mode):
-                return True
-        except FileNotFoundError:  # nor does anything lie below it
+            with read_errors(path):
+                is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):  # nothing lies below it
             return False
-        except (OSError, ValueError):
-            return True
-    return False
+        except ValueError:  # a text without a UTF-8 form
+            raise PathError(f"found {path.name!r} in a path, expected a name that the file system can hold") from None
+        if is_link and not may_be_link(parts):
+            raise PathError(
+                f"{path}: found a link, expected a file or folder of the workspace itself; nothing was changed\n"
+                "  put the file or folder there instead of the link; only data, runs, exports and runs/<run> may be "
+                "links to other disks"
+            )
+        if is_link and not path.is_dir():
+            raise PathError(
+                f"{path}: found a link to {path.readlink()}, which is no folder, expected the folder that was moved "
+                "there; nothing was changed\n  mount its file system, or correct the link"
+            )
+        return True
+
+
+def may_be_link(parts: tuple[str, ...]) -> bool:
+    """Whether a folder of the layout may be a link to another disk: `data`, `runs`, `exports` and `runs/<run>`."""
+    return parts in (("data",), ("runs",), ("exports",)) or (len(parts) == 2 and parts[0] == "runs")
 
 
 def step_name(step: int) -> str:

@@ -15,7 +15,7 @@ from mistral import __version__
 from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
-from pipeline.local import EndsAtOnce, die_with_parent, stop_on_sigterm
+from pipeline.local import EndsAtOnce, die_with_parent, ignore_signals, listen, stop_on_sigterm
 from pipeline.numbers import counted
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
@@ -47,9 +47,11 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     """All three stages: preprocess, train, export."""
     from dataclasses import replace
 
+    from pipeline.refusals import refuse
     from pipeline.train import train
 
     chosen = context.experiment.choose_seeds(seeds)
+    refuse(context, ("preprocess", "train", "export"), seeds)
     do_preprocess(context, None, None)
     failures: list[Findings] = []
     exported: tuple[str, ...] = ()
@@ -110,10 +112,12 @@ def do_preprocess(context: "Context", task: int | None, tasks: int | None) -> An
 @task_options(tasks=False)
 @click.option("--allow-drift", is_flag=True, help="Train a seed that differs from its siblings, and record how.")
 @click.option("--steal-lease", is_flag=True, help="Take a run over from a process that cannot be asked.")
+@click.option(
+    "--from-earlier-state", is_flag=True, help="Go back to an earlier state where weights before the newest are lost."
+)
+@click.option("--from-step-0", is_flag=True, help="Begin again at step 0 where no state of a run can be used.")
 @submits("train")
-def train(
-    context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, allow_drift: bool, steal_lease: bool
-) -> None:
+def train(context: "Context", *, as_json: bool, seeds: tuple[str, ...], task: int | None, **flags: bool) -> None:
     """Train the seeds, one run each.
 
     Goes on from the last state of a run that was stopped or killed.
@@ -122,16 +126,13 @@ def train(
 
     from pipeline import train as command
 
-    flags = [f for f, on in (("--allow-drift", allow_drift), ("--steal-lease", steal_lease)) if on]
-    context = replace(context, task_arguments=(*context.task_arguments, *flags))
+    context = replace(context, task_arguments=(*context.task_arguments, *cli_slurm.train_flags(flags)))
     if task is not None:
-        if seeds:
-            raise click.UsageError("--task N names a seed by its place in the config: leave --seed out")
-        command.train_task(context, task, cli_slurm.train_options(allow_drift, steal_lease))
+        command.train_task(context, task, cli_slurm.train_options(flags), seeds)
         return
     failures: list[Findings] = []
     with held(failures):
-        command.train(context, seeds)
+        command.train(context, seeds, flags["allow_drift"])
     show_results(context, context.experiment.choose_seeds(seeds), as_json, failures)
 
 
@@ -170,7 +171,7 @@ def do_export(
     )  # fmt: skip
 
 
-for command in (cli_inspect.status, cli_inspect.verify):
+for command in (cli_inspect.status, cli_inspect.verify, cli_inspect.restore, cli_inspect.clean):
     cli.add_command(command)
 
 
@@ -254,6 +255,7 @@ def show_sample(
 
 def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoReturn:
     """Print an error for the user and exit."""
+    ignore_signals()
     if debug:
         traceback.print_exception(error)
     name = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "  # whose message says so itself
@@ -267,9 +269,10 @@ def main() -> NoReturn:
     """Entry point: maps outcomes to exit codes."""
     gc.set_threshold(50_000, 20, 100)  # the classes of a hundred modules are no garbage: start in a tenth less time
     die_with_parent()
-    stop_on_sigterm()
     debug = "--debug" in sys.argv
     try:
+        stop_on_sigterm()
+        listen()
         code = cli(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""command line -> what a workspace holds, shown and checked: status and verify; cli.py adds these to its commands."""
+"""command line -> what a workspace holds, shown, checked and mended: status, verify, restore, clean."""
 
 import json
 import time
@@ -8,7 +8,7 @@ import click
 
 from mistral.errors import Findings
 from pipeline.numbers import counted
-from pipeline.options import Command, inspection
+from pipeline.options import Command, inspection, seed_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
     from mistral.config import Experiment
@@ -62,3 +62,28 @@ def verify(
             f"found {counted(len(report.problems), 'problems')}, expected none; restore these files, or "
             "remove their records and run the stage again"
         )
+
+
+@click.command(cls=Command, epilog="Example:\n  mistral-pipeline restore gpt2-small --workspace /scratch/owt")
+@inspection
+@seed_option
+def restore(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, seeds: tuple[str, ...]) -> None:
+    """Record checkpoints again whose record is gone, where later records prove their files."""
+    from pipeline.restore import refuse_unproven, restore
+
+    if experiment is None:
+        raise click.UsageError("found no EXPERIMENT, expected the one whose checkpoints are to be recorded; name it")
+    summary = restore(experiment, workspace, seeds)
+    click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.as_text())
+    refuse_unproven(summary)
+
+
+@click.command(cls=Command, epilog="Example:\n  mistral-pipeline clean gpt2-small --workspace /scratch/owt --dry-run")
+@inspection
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+def clean(experiment: "Experiment | None", workspace: "Workspace", *, as_json: bool, dry_run: bool) -> None:
+    """Remove what was set aside for good; without EXPERIMENT, of all runs of the workspace."""
+    from pipeline.clean import clean
+
+    summary = clean(experiment, workspace, dry_run=dry_run)
+    click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.as_text())

@@ -3,24 +3,24 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mistral.errors import EnvironmentProblem, Findings
+from mistral.errors import EnvironmentProblem
 from pipeline.options import Command, debug_option, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
     from mistral.corpus import Plan as Corpus
     from pipeline.context import Context
     from pipeline.train import TrainOptions
-    from slurm.submit import Job, Plan
+    from slurm.submit import Job
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 STAGES = ("preprocess", "train", "export")
-SHOWN = 10  # tasks whose reasons are told
+TRAIN_FLAGS = ("allow_drift", "steal_lease", "from_earlier_state", "from_step_0")
 WORKS_HERE = ("task", "peek")  # options with which a command works here, whatever the cluster
 stage_option = click.option("--stage", "stage_name", type=click.Choice(STAGES), help="Only this stage.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what sbatch would get, and submit nothing.")
@@ -66,12 +66,17 @@ def one_attempt(context: "Context", stage: str, task: int | None) -> Iterator[No
         yield
 
 
-def train_options(allow_drift: bool, steal_lease: bool) -> "TrainOptions":
+def train_flags(options: Mapping[str, Any]) -> list[str]:
+    """`--allow-drift`: the flags of train that were given."""
+    return [f"--{name.replace('_', '-')}" for name in TRAIN_FLAGS if options.get(name)]
+
+
+def train_options(flags: Mapping[str, bool]) -> "TrainOptions":
     """What the command line says, and who owns a run."""
     from pipeline.train import TrainOptions
     from slurm.attempt import owner, owner_is_alive
 
-    return TrainOptions(allow_drift, steal_lease, owner, owner_is_alive)
+    return TrainOptions(**flags, owner=owner, owner_is_alive=owner_is_alive)
 
 
 def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, Any], dry_run: bool) -> None:
@@ -84,28 +89,41 @@ def submit_stages(context: "Context", stages: Sequence[str], options: dict[str, 
         dry_run: print what would be submitted, and submit nothing.
 
     Raises:
+        ConfigError: the workspace does not fit Slurm, or jobs were submitted with other values.
+        EnvironmentProblem: Slurm does not answer, or refuses a job; the jobs that it took before are printed.
         Findings: the jobs have ended and something is still missing; gives the reasons.
     """
+    from pipeline.refusals import refuse
     from slurm import plans
+    from slurm.script import refuse_unfit
+    from slurm.submit import PartlySubmitted, submit
     from slurm.submit import dry_run as text_of
-    from slurm.submit import submit
 
-    flags = [f"--{name.replace('_', '-')}" for name in ("allow_drift", "steal_lease") if options.get(name)]
-    choice = plans.Choice(options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), flags)
+    refuse_unfit(context.workspace, context.cluster)
+    choice = plans.Choice(
+        options.get("seeds", ()), options.get("steps", ()), options.get("tasks"), train_flags(options)
+    )
+    refuse(context, stages, choice.seeds, bool(options.get("allow_drift")))
     corpus = fetch_here(context) if "preprocess" in stages and not dry_run else None
     planned = plans.make_plans(context, stages, choice, corpus)
     if dry_run:
         click.echo(text_of(context, planned))
         return
-    jobs = submit(context, planned)
-    tell(context, jobs, options["as_json"])
+    try:
+        jobs = submit(context, planned)
+    except PartlySubmitted as error:
+        tell(context, error.jobs, as_json=options["as_json"])
+        raise
+    if not (options["as_json"] and context.wait):  # of JSON there is one text only, at the end
+        tell(context, jobs, as_json=options["as_json"])
     if context.wait:
         from slurm.follow import follow
+        from slurm.outcome import refuse_missing
 
         if jobs:
             follow(context.workspace, context.experiment.name, context.progress)
         tell_results(context, stages, choice.seeds, options["as_json"])
-        refuse_missing(context, plans.make_plans(context, stages, choice))
+        refuse_missing(context, stages, choice)
 
 
 def tell_results(context: "Context", stages: Sequence[str], seeds: Sequence[str], as_json: bool) -> None:
@@ -129,10 +147,8 @@ def fetch_here(context: "Context") -> "Corpus | None":
     return None
 
 
-def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
-    """Print the jobs, and what to look at; of JSON there is one text only, at the end."""
-    if as_json and context.wait:
-        return
+def tell(context: "Context", jobs: Sequence["Job"], *, as_json: bool) -> None:
+    """Print the jobs, and what to look at."""
     if as_json:
         rows = [
             {"stage": j.stage, "job": j.number, "jobs": j.numbers, "tasks": j.names, "found": j.found}
@@ -145,27 +161,6 @@ def tell(context: "Context", jobs: Sequence["Job"], as_json: bool) -> None:
         click.echo(job.line())
     hint = f"see: {context.experiment.command('status', context.workspace.root)}"
     click.echo(hint if jobs else f"{context.experiment.name}: nothing to do")
-
-
-def refuse_missing(context: "Context", plans: Sequence["Plan"]) -> None:
-    """Check that nothing is missing any more.
-
-    Raises:
-        Findings: something is; gives the reasons.
-    """
-    from slurm.history import newest_jobs, past_of
-
-    lines = []
-    for plan in dict.fromkeys(plans):
-        names = [name for _, name in plan.units]
-        jobs = newest_jobs(context.workspace, context.experiment.name, plan.stage, names)
-        for name in names[:SHOWN]:
-            reason = past_of(context.workspace, *jobs[name]).reason if name in jobs else ""
-            lines.append(f"  {plan.stage} {name}: {reason or 'no reason was left; look at the log'}")
-        if len(names) > SHOWN:
-            lines.append(f"  {plan.stage}: {len(names) - SHOWN} more")
-    if lines:
-        raise Findings("found that jobs ended and left work undone:\n" + "\n".join(lines))
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -227,11 +222,14 @@ def cancel(
     from slurm.follow import active
 
     loaded = load_experiment(experiment, overrides)
-    runs = [loaded.run_name(seed) for seed in loaded.choose_seeds(seeds)]
     found = active(Workspace(workspace.absolute()), loaded.name, "train" if seeds else stage_name)
     if found is None:
         raise EnvironmentProblem("found no answer from squeue, expected Slurm's list of jobs; nothing was cancelled")
-    labels = [task.job.label for task in found if not seeds or task.name in runs]
+    if seeds:  # also one that the experiment has no more, or that had other numbers when it was submitted
+        runs = {seed: [t for t in found if t.name.startswith(f"{seed}-{loaded.name}-x")] for seed in seeds}
+        loaded.choose_seeds([seed for seed in seeds if not runs[seed]])
+        found = [task for task in found if any(task in tasks for tasks in runs.values())]
+    labels = [task.job.label for task in found]
     jobs = labels if seeds else list(dict.fromkeys(label.partition("_")[0] for label in labels))  # whole arrays
     if jobs:
         queue.cancel(jobs)

@@ -39,6 +39,18 @@ class ExportSummary:
         return "\n".join(lines)
 
 
+def refuse(experiment: Experiment, manifest: Manifest, seeds: Sequence[str] = ()) -> None:
+    """Refuse what cannot be exported, as far as that is known before any work.
+
+    Raises:
+        ConfigError: there is no such seed, or the config is not the one that a run began with, which its model cards
+            tell.
+    """
+    for seed in experiment.choose_seeds(seeds):
+        if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
+            refuse_changes(manifest, begun, identity(experiment, seed))
+
+
 def export(
     experiment: Experiment,
     workspace: Workspace,
@@ -66,6 +78,7 @@ def export(
         Findings: some checkpoints were refused; lists them.
     """
     manifest = Manifest(workspace)
+    refuse(experiment, manifest, seeds)
     chosen = sorted(experiment.choose_seeds(seeds), key=experiment.run_name)
     recorded = {seed: recorded_steps(experiment, manifest, seed) for seed in chosen}
     planned = plan_units(experiment, workspace, recorded, steps)
@@ -169,6 +182,8 @@ def _export_all(
     """Export units; returns the names of those that were, and one line for each that was refused."""
     from mistral.hub import export_checkpoint
 
+    for run in dict.fromkeys(experiment.run_name(seed) for seed, _ in units):
+        manifest.workspace.refuse_links(manifest.workspace.root / "exports" / run)
     dataset = _dataset(experiment, manifest)
     exported, refused = [], []
     progress.start(f"export {experiment.name}", total, "checkpoints", total - len(units))
@@ -176,8 +191,6 @@ def _export_all(
         for seed, step in units:
             run = experiment.run_name(seed)
             try:
-                begun = manifest.get("train", (run, "begin"), "run verify")
-                refuse_changes(manifest, begun, identity(experiment, seed))  # the model card tells this config
                 weights = manifest.get("train", (run, "weights", step_name(step)), "run train")
                 export_checkpoint(experiment, seed, manifest, weights, dataset)
                 exported.append(name_of(experiment, seed, step))

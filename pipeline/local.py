@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,35 +60,59 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 def run_together(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
     """Run one process per environment and wait for all of them; what they print goes to stderr.
 
-    Signals that ask to stop are passed on. When one process fails, the others are ended: they would wait for it in a
-    collective for ever.
+    Signals that ask to stop are passed on; those that come while the processes are started wait until all of them are.
+    When one process fails, the others are ended: they would wait for it in a collective for ever.
 
     Returns:
         exit codes in order; negative numbers are signals, as subprocess gives them.
+
+    Raises:
+        Stopped: a signal came, and the processes had done their work all the same.
     """
     parent = {PARENT: str(os.getpid())}
     children: list[subprocess.Popen[bytes]] = []
-    former = {number: signal.signal(number, _forward_to(children)) for number in FORWARDED}
-    try:
-        for environment in environments:
-            children.append(subprocess.Popen(command, stdout=2, env={**os.environ, **parent, **environment}))
-        return _wait_for(children)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    received: list[int] = []
 
-
-def _forward_to(children: list[subprocess.Popen[bytes]]) -> Any:
     def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    return forward
+    former: dict[int, Any] = {}
+    try:
+        with signals_held():
+            former.update({number: signal.signal(number, forward) for number in FORWARDED})
+            for environment in environments:
+                children.append(subprocess.Popen(command, stdout=2, env={**os.environ, **parent, **environment}))
+        codes = _wait_for(children)
+    finally:
+        with signals_held():
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+            for number, handler in former.items():
+                signal.signal(number, handler)
+    if received and not any(codes):
+        _stop(received[0], None)
+    return codes
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let the signals that ask to stop wait. A process that is started meanwhile begins with them held: `listen`."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def listen() -> None:
+    """Take the signals that came since `run_together` started this process; its handlers are in place now."""
+    if PARENT in os.environ:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
 
 def _wait_for(children: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -132,10 +156,13 @@ def signals_received() -> list[str]:
 
 
 class StopFlag:
-    """Raised by SIGINT, SIGTERM or SIGUSR2; the training loop looks at it between two steps."""
+    """Raised by SIGINT, SIGTERM or SIGUSR2; the training loop looks at it between two steps.
+
+    It is up from the start if a signal came before: a library that was being imported may have caught its exception.
+    """
 
     def __init__(self) -> None:
-        self.raised = False
+        self.raised = bool(RECEIVED)
         self._former = {number: signal.signal(number, self._raise) for number in FORWARDED}
 
     def __call__(self) -> bool:
@@ -156,6 +183,12 @@ def stop_on_sigterm() -> None:
     """Make SIGTERM and SIGUSR2 end this process in order, like Ctrl-C, wherever no StopFlag is up."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
+
+
+def ignore_signals() -> None:
+    """Let a process that is leaving anyway tell why, without being interrupted."""
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

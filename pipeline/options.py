@@ -134,4 +134,5 @@ def make_context(
     from pipeline.reporter import Reporter
 
     loaded, place = load_experiment(experiment, overrides), Workspace(workspace.absolute())
+    place.refuse_other_links()
     return Context(loaded, load_cluster(cluster), place, Reporter(), tuple(arguments), wait)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from mistral.config import Experiment
+from mistral.config import Experiment, HubSource
 from mistral.corpus import Plan, Unit, plan_units
 from mistral.dataset import SEAL, seal, unit_names
 from mistral.deduplication import find_duplicates, hash_missing
@@ -64,6 +64,22 @@ class PreprocessSummary:
         return lines
 
 
+def refuse(experiment: Experiment, workspace: Workspace, tasks: int = 1, task: int | None = None) -> None:
+    """Refuse what cannot be preprocessed, as far as that is known before any work.
+
+    Raises:
+        ConfigError: there is no such task.
+        DataError: the source of an evaluation set is not there; what comes from a network is not looked for.
+    """
+    if task is not None and task >= tasks:
+        raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
+    for name, one in experiment.evaluation_sets().items():
+        sealed = Manifest(workspace).find("preprocess", (one.data.dataset_name(), SEAL))
+        if sealed is None and not any(isinstance(source, HubSource) for source in one.data.sources()):
+            with errors_of(name):
+                plan_units(one, workspace.sources(), fetch=False)
+
+
 def preprocess(
     experiment: Experiment,
     workspace: Workspace,
@@ -86,9 +102,10 @@ def preprocess(
         workers: number of threads that parse and tokenize.
 
     Raises:
-        DataError: the corpus cannot be read, or a split stays empty.
+        as `refuse`; DataError: the corpus cannot be read, or a split stays empty.
         ManifestError: the source changed since units were recorded.
     """
+    refuse(experiment, workspace, tasks, task)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the threads are our own
     cut = None if task is None else (tasks, task)
     sets: dict[str, PreprocessSummary] = {}
@@ -138,6 +155,8 @@ def prepare(
             than a sequence.
     """
     manifest, dataset = Manifest(workspace), experiment.data.dataset_name()
+    for folder in ("", "train", "validation", "tokenizer", "hashes"):
+        workspace.refuse_links(workspace.dataset(dataset) / folder)
     sealed = manifest.find("preprocess", (dataset, SEAL))
     plan = _plan(experiment, workspace, sealed, progress)
     require_same_source(experiment, manifest, plan, evaluation_set=measures is not None)
@@ -270,13 +289,7 @@ def describe_change(then: list[dict[str, Any]], now: list[dict[str, Any]]) -> st
 
 
 def tasks_of(units: tuple[Unit, ...], tasks: int, task: int) -> list[Unit]:
-    """The units of one task: contiguous groups of about equal bytes.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if task >= tasks:
-        raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
+    """The units of one task: contiguous groups of about equal bytes."""
     return [unit for unit, number in zip(units, task_numbers(units, tasks), strict=True) if number == task]
 
 

@@ -13,7 +13,7 @@ from mistral.progress import Progress
 from mistral.registry import write_registry
 from mistral.workspace import Workspace
 from pipeline.context import Context
-from pipeline.export import export
+from pipeline.export import export, refuse
 
 if TYPE_CHECKING:  # a mistake in the config is told before the libraries are loaded
     from mistral.remote import Hub
@@ -43,6 +43,7 @@ def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int]
         as `export` and `push`; a checkpoint that is refused holds no other one back.
     """
     require_destination(context.experiment)
+    refuse(context.experiment, context.manifest, seeds)
     for seed in context.experiment.choose_seeds(seeds):
         withdraw_others(context, seed)
     refused = ""

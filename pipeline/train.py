@@ -6,17 +6,18 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mistral import sizes
-from mistral.cohort import identity, refuse_changes, refuse_other_schedule
+from mistral.cohort import identity, refuse_changes, refuse_known_drift, refuse_other_data, refuse_other_schedule
 from mistral.config import Experiment
-from mistral.dataset import evaluation_record
+from mistral.dataset import SEAL, evaluation_record, unit_names
 from mistral.errors import ConfigError, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
 from mistral.extension import steps_made
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
+from mistral.provenance import software
 from pipeline import local
 from pipeline.context import Context
 from pipeline.numbers import counted
@@ -32,30 +33,75 @@ class TrainOptions:
 
     allow_drift: bool = False
     steal_lease: bool = False
+    from_step_0: bool = False
+    from_earlier_state: bool = False
     owner: Callable[[], Owner] = local.process_owner
     owner_is_alive: Callable[[Owner], bool | None] = local.is_alive
 
 
-def train(context: Context, names: Sequence[str] = ()) -> None:
+def refuse(context: Context, names: Sequence[str] = (), allow_drift: bool = False) -> None:
+    """Refuse what cannot be trained, as far as that is known before any work; each command that trains begins with it.
+
+    What the machine decides is looked at only if this one trains.
+
+    Args:
+        context: what to train, and where.
+        names: the seeds; all of the experiment unless given.
+        allow_drift: a seed may differ from the first run of the experiment.
+
+    Raises:
+        ConfigError: there is no such seed, the ranks do not divide the batch, the config or the schedule of a run that
+            has begun changed, another experiment has a run of that name, or a seed would differ from its siblings.
+        EnvironmentProblem: this machine lacks the GPU that the config asks for.
+        ManifestError: the dataset is not the one that a run began with.
+    """
+    experiment, manifest, stage = context.experiment, context.manifest, context.cluster.stages.train
+    experiment.training.accumulation_steps(stage.world_size())
+    left = [seed for seed in experiment.choose_seeds(names) if not is_complete(experiment, seed, manifest)]
+    known: dict[str, Any] = {
+        "config": experiment.shared_sections(),
+        "numerics": {"world_size": stage.world_size(), "threads": stage.threads_per_rank},
+    }
+    if seal := manifest.find("preprocess", (experiment.data.dataset_name(), SEAL)):
+        known["data"] = seal.content
+    if context.cluster.executor == "local":
+        known["software"] = software()
+    for run in map(experiment.run_name, left):
+        if begun := manifest.find("train", (run, "begin")):
+            refuse_other_data(begun, known.get("data", begun.inputs["dataset"]))
+        elif not allow_drift:
+            refuse_known_drift(manifest, experiment.name, run, known)
+    if (
+        left
+        and context.cluster.executor == "local"
+        and (experiment.training.precision == "fp16" or stage.gpus_per_node)
+    ):
+        from mistral.ranks import require_device
+
+        require_device(experiment.training.precision, stage.gpus_per_node > 0)
+
+
+def train(context: Context, names: Sequence[str] = (), allow_drift: bool = False) -> None:
     """Train seeds one after the other on this machine, each in a process of its own.
 
     Args:
         context: what to train, and where.
         names: the seeds; all of the experiment unless given.
+        allow_drift: a seed may differ from the first run of the experiment.
 
     Raises:
-        Findings: some seeds failed; lists them.
+        as `refuse`; Findings: some seeds failed; lists them.
         Stopped: stopped on a signal.
     """
+    refuse(context, names, allow_drift)
     experiment, manifest = context.experiment, context.manifest
-    experiment.training.accumulation_steps(context.cluster.stages.train.world_size())
     seeds, failed = experiment.choose_seeds(names), []
     for seed in seeds:
         if is_complete(experiment, seed, manifest):
             context.progress.say(f"{experiment.run_name(seed)}: complete, nothing to train")
             continue
         dataset_record(experiment, manifest)
-        task = ("--task", str(list(experiment.seeds).index(seed)))
+        task = ("--task", str(list(experiment.seeds).index(seed)), "--seed", seed)
         [code] = local.run_together(local.command_line((*context.task_arguments, *task)), [{}])
         if code == Stopped.exit_code:
             raise Stopped  # the process that trained has said where
@@ -82,7 +128,8 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
         refuse_changes(manifest, begun, identity(experiment, seed))
         refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
     complete = manifest.find("train", (run, "complete"))
-    return complete is not None and complete.facts["steps"] >= experiment.training.max_steps
+    last = experiment.training.max_steps
+    return complete is not None and complete.facts.get("steps", last) >= last
 
 
 def describe_exit(code: int) -> str:
@@ -97,10 +144,10 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
         ManifestError: the dataset is not whole; counts what is there. Or an evaluation set is not.
     """
     dataset = experiment.data.dataset_name()
-    units = len(manifest.names("preprocess", (dataset,)))
+    units = len(unit_names(manifest, dataset))
     command = experiment.command("preprocess", manifest.workspace.root)
     advice = f"{counted(units, 'units')} of {dataset} recorded; run: {command}"
-    seal = manifest.get("preprocess", (dataset, "dataset"), advice)
+    seal = manifest.get("preprocess", (dataset, SEAL), advice)
     for name, one in experiment.evaluation_sets().items():
         evaluation_record(name, one, manifest)
     return seal
@@ -109,20 +156,34 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
 # --- one task, one rank -----------------------------------------------------------------------------------------
 
 
-def train_task(context: Context, task: int, options: TrainOptions) -> None:
+def train_task(context: Context, task: int, options: TrainOptions, expected: Sequence[str] = ()) -> None:
     """One task of the stage: the seed with that number in config order, trained here.
 
     With RANK in the environment this process is that rank; otherwise it starts the cluster file's ranks.
+
+    Args:
+        context: what to train, and where.
+        task: the number of the seed.
+        options: of the command line.
+        expected: the name that the seed must have, where the experiment may have changed since the number was chosen.
+
+    Raises:
+        ConfigError: there is no such seed, or it has another name.
     """
     experiment, stage = context.experiment, context.cluster.stages.train
     seeds = list(experiment.seeds)
     if task >= len(seeds):
         raise ConfigError(f"--task: found {task}, expected 0 to {len(seeds) - 1}, one for each seed; see status")
     seed, run = seeds[task], experiment.run_name(seeds[task])
+    if expected and list(expected) != [seed]:
+        raise ConfigError(
+            f"--task {task}: found the seed {seed} at this place of `seeds`, expected {', '.join(expected)}; the "
+            "experiment changed: run the whole command again"
+        )
+    refuse(context, [seed], options.allow_drift)
     if is_complete(experiment, seed, context.manifest):
         context.progress.say(f"{run}: complete, nothing to train")
         return
-    experiment.training.accumulation_steps(stage.world_size())
     if "RANK" in os.environ or stage.world_size() == 1:
         be_rank(context, seed, dataset_record(experiment, context.manifest), options)
         return
@@ -131,7 +192,7 @@ def train_task(context: Context, task: int, options: TrainOptions) -> None:
             f"{run}: found one process, expected {stage.world_size()} ranks on {stage.nodes} nodes, started by srun\n"
             "  leave --task out to have jobs submitted, or use slurm/train.sbatch"
         )
-    command = local.command_line((*context.task_arguments, "--task", str(task)))
+    command = local.command_line((*context.task_arguments, "--task", str(task), "--seed", seed))
     report_ranks(run, local.run_together(command, local.rank_environments(stage.ranks_per_node)))
 
 
@@ -139,14 +200,16 @@ def report_ranks(run: str, codes: list[int]) -> None:
     """Turn the exit codes of the ranks into one outcome.
 
     Raises:
-        Stopped: the ranks stopped in order.
+        Stopped: a rank stopped in order; the others may have lost the connection to it.
         MistralError: one failed with a message of its own.
         Findings: one died.
     """
     if not any(codes):
         return
-    if all(code == Stopped.exit_code for code in codes):
-        raise Stopped  # rank 0 has said where
+    if Stopped.exit_code in codes and Findings.exit_code not in codes:
+        if codes[0] == Stopped.exit_code:
+            raise Stopped  # rank 0 has said where
+        raise Stopped(f"{run}: stopped with everything saved\n  run the same command to go on")
     listed = ", ".join(f"rank {rank} {describe_exit(code)}" for rank, code in enumerate(codes) if code)
     killed = any(code < 0 for code in codes)  # the others then fail for want of it
     error = MistralError if MistralError.exit_code in codes and not killed else Findings
@@ -235,17 +298,18 @@ def owned(run: "Run", options: TrainOptions) -> Iterator["Ownership"]:
         ConfigError: its frozen config changed, or it differs from its siblings.
     """
     from mistral import cohort, lease
+    from mistral.resume import GoBack
     from mistral.run import write_config
     from mistral.training import Ownership
 
     experiment = run.experiment
-    siblings = [experiment.run_name(seed) for seed in experiment.seeds if seed != run.seed]
     facts = cohort.begin_facts(experiment, run.seed, run.dataset.content, run.numerics())
     folder = run.manifest.workspace.run(run.name)
+    run.manifest.workspace.refuse_links(folder)
     held = lease.acquire(folder, options.owner(), options.owner_is_alive, steal=options.steal_lease)
     try:
-        begun = cohort.begin(run.manifest, run.name, facts, siblings, options.allow_drift)
+        begun = cohort.begin(run.manifest, run.name, facts, options.allow_drift)
         write_config(run)
-        yield Ownership(held, begun, facts)
+        yield Ownership(held, begun, facts, GoBack(options.from_step_0, options.from_earlier_state))
     finally:
         held.release()

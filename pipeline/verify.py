@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mistral.config import Experiment
-from mistral.errors import ConfigError, PathError
+from mistral.errors import ConfigError, PathError, StorageError
 from mistral.lineage import contradictions, promises
 from mistral.manifest import FileEntry, Manifest, Record
 from mistral.metrics import metrics_digest, metrics_problems, numbered_lines
 from mistral.progress import Progress
 from mistral.records import Records, read_records
+from mistral.setaside import names_of
 from mistral.workspace import Workspace
 from pipeline.numbers import counted
 
@@ -23,10 +24,11 @@ HASHERS = 4
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked, one line for each problem, and what each run can claim."""
+    """What was checked, one line for each problem, what each run can claim, and what was set aside of the runs."""
 
     problems: list[str]
     promises: dict[str, str]
+    set_aside: list[str]
     records: int
     files: int
     bytes: int
@@ -40,13 +42,9 @@ class VerifyReport:
         what = f"{counted(self.records, 'records')} and {counted(self.files, 'files')}"
         checked = f"checked {what}, {self.bytes / 1e6:,.1f} MB"
         claims = [f"{run}: can claim {claim}" for run, claim in self.promises.items()]
-        return "\n".join(
-            [
-                *self.problems,
-                *claims,
-                f"{checked}: {counted(len(self.problems), 'problems') if self.problems else 'no problems'}",
-            ]
-        )
+        aside = [f"set aside, and used by nothing: {path} (see clean --dry-run)" for path in self.set_aside]
+        found = counted(len(self.problems), "problems") if self.problems else "no problems"
+        return "\n".join([*self.problems, *aside, *claims, f"{checked}: {found}"])
 
 
 def verify(
@@ -83,7 +81,10 @@ def verify(
     problems = still_true(manifest, records, problems)
     claims = {run: _claim(run, promise, problems) for run, promise in promises(records).items()}
     files = {entry.path: entry.bytes for record in records.readable() for entry in record.files}
-    return VerifyReport([*problems, *published], claims, len(records.readable()), len(files), sum(files.values()))
+    aside = [name for begun in records.of_kind("train/begin") for name in names_of(workspace, begun.key[0])]
+    return VerifyReport(
+        [*problems, *published], claims, aside, len(records.readable()), len(files), sum(files.values())
+    )
 
 
 def verify_remote(experiment: Experiment | None, workspace: Workspace, progress: Progress) -> list[str]:
@@ -150,16 +151,19 @@ def check_files(manifest: Manifest, records: Records, progress: Progress, quick:
 def _identity(manifest: Manifest, entry: FileEntry) -> tuple[object, ...]:
     try:
         status = manifest.workspace.inside(entry.path).stat()
-    except (OSError, PathError):
+    except (OSError, PathError, StorageError):
         return (entry.path,)
     return (status.st_dev, status.st_ino)
 
 
 def _damage(manifest: Manifest, group: list[FileEntry], quick: bool) -> list[str]:
-    """What is wrong with one file, for each of its names."""
+    """What is wrong with one file, for each of its names; that it cannot be read is told as such."""
     empty = Record("", (), "", {}, (), {}, {}, "", "", "")
-    first = manifest.damage(replace(empty, files=(group[0],)), quick)
-    return first and manifest.damage(replace(empty, files=tuple(group)), quick)
+    try:
+        first = manifest.damage(replace(empty, files=(group[0],)), quick)
+        return first and manifest.damage(replace(empty, files=tuple(group)), quick)
+    except (StorageError, PathError) as error:
+        return [f"{group[0].path}: {error}"]
 
 
 def strays(records: Records) -> Iterator[str]:

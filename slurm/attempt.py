@@ -22,7 +22,7 @@ from mistral.files import canonical_json, publish_bytes, read_json, remove_folde
 from mistral.manifest import Manifest
 from mistral.workspace import Workspace
 from pipeline import local
-from slurm import queue, rendezvous, task
+from slurm import queue, rendezvous, submissions, task
 from slurm.chain import Link
 from slurm.submissions import jobs_folder
 
@@ -228,7 +228,9 @@ def _go_on(this: Attempt) -> str:
     """Have the task run again; returns how. A chain needs no more than to end: Slurm then begins its next job."""
     if this.link is not None:
         last = "it was the last job of its chain; run the same command to go on"
-        return last if this.link.is_last() else "the next job of its chain goes on"
+        submission = submissions.read(this.folder.parents[1] / "train" / this.link.chain)
+        submitted = len(submission.jobs()) if submission else 0  # Slurm may have refused the others
+        return last if this.link.is_last(submitted or this.link.links) else "the next job of its chain goes on"
     objection = queue.requeue(this.job)
     return (
         f"it cannot be requeued: {objection}; run the same command to go on" if objection else "it waits to run again"

@@ -28,6 +28,6 @@ class Link:
         """What makes a batch script this link."""
         return f'export {VARIABLE}="{self.chain} {self.number} {self.links}"'
 
-    def is_last(self) -> bool:
-        """Whether no other goes on after it."""
-        return self.number == self.links - 1
+    def is_last(self, submitted: int) -> bool:
+        """Whether no other goes on after it, of so many that Slurm took."""
+        return self.number >= submitted - 1

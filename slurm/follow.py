@@ -2,15 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from submitit.core.utils import JobPaths
 
-from mistral.errors import ConfigError, EnvironmentProblem
+from mistral.errors import ConfigError, EnvironmentProblem, Findings
 from mistral.progress import Progress
 from mistral.workspace import Workspace
-from slurm import queue, submissions
+from slurm import held, queue, submissions
 from slurm.submissions import Active
 
 ASK_SECONDS = 10.0
@@ -28,10 +28,15 @@ def active(workspace: Workspace, experiment: str | None = None, stage: str | Non
 
 
 def follow(workspace: Workspace, experiment: str, progress: Progress, ask_seconds: float = ASK_SECONDS) -> None:
-    """Wait until no job of an experiment waits or runs; tells what changes."""
-    told, quiet = "", 0
+    """Wait until no job of an experiment waits or runs; tells what changes, and releases what Slurm holds.
+
+    Raises:
+        Findings: what is left waits for a job that Slurm holds again and again.
+    """
+    told, quiet, lines = "", 0, set[str]()
     while quiet < ENDED_AFTER:
         tasks = active(workspace, experiment)
+        refuse_to_wait(tasks or [], held.release(tasks or [], progress, lines))
         counts = Counter((t.submission.stage, t.job.state.lower()) for t in tasks or [])
         text = ", ".join(f"{stage} {number} {state}" for (stage, state), number in counts.items())
         text = "Slurm does not answer" if tasks is None else text or told
@@ -39,6 +44,22 @@ def follow(workspace: Workspace, experiment: str, progress: Progress, ask_second
             progress.say(f"{experiment}: {text}")
         told, quiet = text, quiet + 1 if tasks == [] else 0
         time.sleep(CONFIRM_SECONDS if quiet else ask_seconds)
+
+
+def refuse_to_wait(tasks: Sequence[Active], given_up: Sequence[Active]) -> None:
+    """End the wait where nothing is left but held jobs that are not released any more, and those that wait for them.
+
+    Raises:
+        Findings: names the first of them.
+    """
+    waits = [task for task in tasks if task.job.reason.startswith("Dependency") or task in given_up]
+    if given_up and len(waits) == len(tasks):
+        stage, name, job = given_up[0].submission.stage, given_up[0].name, given_up[0].job
+        raise Findings(
+            f"{stage} {name}: found that Slurm holds job {job.label} ({job.reason}) after {held.RELEASES} releases, "
+            f"expected it to run\n  find out why: scontrol show job {job.label}; then "
+            f"{queue.release_line(job.label, job.reason)}, and run the same command again"
+        )
 
 
 def log_of(workspace: Workspace, experiment: str, stage: str, name: str | None, rank: int) -> Path:

@@ -81,7 +81,17 @@ def train_plan(context: Context, choice: Choice) -> Plan:
 
 
 def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
-    """The tasks with checkpoints that are not exported.
+    """The tasks with checkpoints that are not exported; the arguments are those of `missing_exports`."""
+    total = choice.tasks or context.cluster.stages.export.tasks
+    numbers = missing_exports(context, choice, ahead=ahead)
+    seeds, steps = choice.seeds, choice.steps
+    words = [word for seed in seeds for word in ("--seed", seed)] + [w for s in steps for w in ("--step", str(s))]
+    names = tuple((number, f"task {number} of {total}") for number in numbers)
+    return Plan("export", names, ("--tasks", str(total), *words))
+
+
+def missing_exports(context: Context, choice: Choice, *, ahead: bool) -> dict[int, list[tuple[str, int]]]:
+    """The checkpoints (seed, step) of each task of export that are not exported.
 
     Args:
         context: the experiment and the workspace.
@@ -92,20 +102,23 @@ def export_plan(context: Context, choice: Choice, *, ahead: bool) -> Plan:
         ManifestError: nothing is trained yet.
     """
     experiment, manifest = context.experiment, context.manifest
-    seeds, steps = choice.seeds, choice.steps
     total = choice.tasks or context.cluster.stages.export.tasks
-    chosen = sorted(experiment.choose_seeds(seeds), key=experiment.run_name)
+    chosen = sorted(experiment.choose_seeds(choice.seeds), key=experiment.run_name)
     recorded = {seed: export.recorded_steps(experiment, manifest, seed) for seed in chosen}
     scheduled = set(experiment.scheduled_steps())
     there = {seed: found | scheduled if ahead else found for seed, found in recorded.items()}
-    planned = export.plan_units(experiment, context.workspace, there, steps)
+    planned = export.plan_units(experiment, context.workspace, there, choice.steps)
     done = {seed: export.exported_names(experiment, manifest, seed) for seed in recorded}
-    left = [step in there[seed] and f"checkpoint-{step}" not in done[seed] for seed, step in planned]
     cuts = [len(planned) * number // total for number in range(total + 1)]
-    numbers = [number for number in range(total) if any(left[cuts[number] : cuts[number + 1]])]
-    names = tuple((number, f"task {number} of {total}") for number in numbers)
-    words = [word for seed in seeds for word in ("--seed", seed)] + [w for s in steps for w in ("--step", str(s))]
-    return Plan("export", names, ("--tasks", str(total), *words))
+    left = {
+        number: [
+            (seed, step)
+            for seed, step in planned[cuts[number] : cuts[number + 1]]
+            if step in there[seed] and f"checkpoint-{step}" not in done[seed]
+        ]
+        for number in range(total)
+    }
+    return {number: units for number, units in left.items() if units}
 
 
 def goal_of(context: Context, stage: str, task: int) -> Goal:

@@ -1,14 +1,20 @@
 """the commands of Slurm -> what runs, what waits, what is possible here; where Slurm does not answer, None."""
 
+import logging
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mistral.errors import EnvironmentProblem
 
-ANSWER_SECONDS = 30.0
+# Without an answer: until the user is told, until a command is ended, until sbatch is ended.
+NOTICE_SECONDS, ANSWER_SECONDS, SUBMIT_SECONDS = 2.0, 30.0, 120.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
+# Why squeue says that a job is held, in lower case and without the underscores of newer versions.
+HELD_BY_SLURM = ("launch failed requeued held", "jobholdmaxrequeue")
+HELD_BY_A_PERSON = ("jobhelduser", "jobheldadmin", "job requeued in held state")
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 
 
@@ -22,12 +28,39 @@ class Job:
     submission: str  # its comment, which names the submission that it belongs to
 
 
+def held_by(reason: str) -> Literal["Slurm", "a person"] | None:
+    """Who holds a waiting job, by squeue's reason; None if nobody does."""
+    plain = reason.replace("_", " ").lower()
+    if plain in HELD_BY_SLURM:
+        return "Slurm"
+    return "a person" if plain in HELD_BY_A_PERSON else None
+
+
+def release_line(label: str, reason: str) -> str:
+    """`scontrol release 12_3`: the command that ends the hold of a job; empty if squeue's reason is no hold."""
+    return f"scontrol release {label}" if held_by(reason) else ""
+
+
 def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
-    """Run one of Slurm's commands; None if there is none here, or no answer."""
+    """Run one of Slurm's commands; None if there is none here, or no answer in time. Says so while it waits."""
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, errors="replace")
+    except (FileNotFoundError, PermissionError):
         return None
+    longest = SUBMIT_SECONDS if command[0] == "sbatch" else ANSWER_SECONDS
+    with process:
+        for seconds in (NOTICE_SECONDS, longest - NOTICE_SECONDS):
+            try:
+                output, errors = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                if seconds == NOTICE_SECONDS:
+                    text = "%s has not answered for %g s; waiting up to %g s (scontrol ping tells if slurmctld is up)"
+                    logging.getLogger(__name__).warning(text, command[0], NOTICE_SECONDS, longest)
+                continue
+            return subprocess.CompletedProcess(command, process.returncode, output, errors)
+        process.kill()
+    return None
 
 
 def my_jobs() -> list[Job] | None:
@@ -67,6 +100,14 @@ def is_preempted(label: str) -> bool:
 def requeue(label: str) -> str:
     """Run a job again from the start; returns what Slurm objects, or nothing."""
     answer = ask("scontrol", "requeue", label)
+    if answer is None:
+        return "scontrol did not answer"
+    return answer.stderr.strip() if answer.returncode else ""
+
+
+def release(label: str) -> str:
+    """Let a held job run; returns what Slurm objects, or nothing."""
+    answer = ask("scontrol", "release", label)
     if answer is None:
         return "scontrol did not answer"
     return answer.stderr.strip() if answer.returncode else ""

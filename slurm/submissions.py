@@ -5,11 +5,12 @@ workspace/jobs/<stage>/000007-3fa9c1d2/
   experiment.yaml   the resolved configs, which the tasks read: what is edited later changes no job that waits
   cluster.yaml
   job.json          after it: Slurm's number, or several of a chain. Without it a job is found by its comment, this name
-  *_submission.sh *_submitted.pkl *_log.out *_log.err   submitit's; the pickles of an array are links to one file
+  *_submission.sh          what sbatch got
+  *_submitted.pkl *_log.out *_log.err   submitit's; the pickles of an array are links to one file
+  released-12_3-1          that Slurm held the job 12_3 and it was released, for the first time
 """
 
-import contextlib
-import fcntl
+import itertools
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mistral.config import to_yaml
-from mistral.errors import EnvironmentProblem
 from mistral.files import canonical_json, fsync_folder, make_folder, publish_bytes, read_json, write_bytes
 from mistral.workspace import Workspace
 from pipeline.context import Context
@@ -39,6 +39,7 @@ class Submission:
     flags: tuple[str, ...]  # of the command line, besides the configs, the workspace and the number
     planned: int | None = None  # units of the stage in all, recorded or not
     links: int = 1  # how many jobs do its task one after another; with more than one there is one task
+    after: tuple[str, ...] = ()  # the jobs of the stage before it, for which it waits
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -115,7 +116,9 @@ def create(
     stage: str,
     units: Sequence[tuple[int, str]],
     flags: Sequence[str],
+    *,
     planned: int | None = None,
+    after: Sequence[str] = (),
 ) -> Submission:
     """Write down what is about to be submitted.
 
@@ -125,6 +128,7 @@ def create(
         units: number and name of each task.
         flags: of the command line of each task.
         planned: units of the stage in all, where that is not told by the config.
+        after: the jobs of the stage before it, for which it waits.
     """
     parent = jobs_folder(context.workspace, stage)
     number = max((int(path.name.partition("-")[0]) for path in folders(context.workspace, stage)), default=0) + 1
@@ -133,7 +137,8 @@ def create(
     fsync_folder(parent)
     tasks, names = zip(*units, strict=True)
     links = context.cluster.jobs_in_chain(stage)
-    submission = Submission(folder, stage, context.experiment.name, tasks, names, tuple(flags), planned, links)
+    name, more = context.experiment.name, (planned, links, tuple(after))
+    submission = Submission(folder, stage, name, tasks, names, tuple(flags), *more)
     write_bytes(folder / "experiment.yaml", to_yaml(context.experiment).encode())
     write_bytes(folder / "cluster.yaml", to_yaml(context.cluster).encode())
     told = {name: value for name, value in asdict(submission).items() if name != "folder"}
@@ -157,7 +162,7 @@ def read(folder: Path) -> Submission | None:
     except FileNotFoundError:
         return None
     tasks, names, flags = (tuple(told[name]) for name in ("tasks", "names", "flags"))
-    more = (told.get("planned"), told.get("links", 1))
+    more = (told.get("planned"), told.get("links", 1), tuple(told.get("after", ())))
     return Submission(folder, told["stage"], told["experiment"], tasks, names, flags, *more)
 
 
@@ -190,22 +195,7 @@ def active(workspace: Workspace, experiment: str | None, jobs: Iterable[Job]) ->
     return [Active(submission, job) for submission in found for job in by_comment[submission.comment]]
 
 
-@contextlib.contextmanager
-def alone(workspace: Workspace) -> Iterator[None]:
-    """Keep others from submitting into this workspace; the kernel forgets this when the process dies.
-
-    Raises:
-        EnvironmentProblem: another process is submitting.
-    """
-    folder = jobs_folder(workspace, "train").parent
-    descriptor = os.open(folder / ".submitting", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise EnvironmentProblem(
-            f"{workspace.root}: found that another process submits jobs of this workspace at this moment\n"
-            "  wait for it, then run the same command again"
-        ) from None
-    finally:
-        os.close(descriptor)
+def by_submission(tasks: Iterable[Active]) -> Iterator[tuple[Submission, list[Active]]]:
+    """Tasks of the same submission together, as `active` lists them."""
+    for submission, group in itertools.groupby(tasks, key=lambda task: task.submission):
+        yield submission, list(group)

@@ -1,30 +1,23 @@
-"""the missing tasks of stages -> submitit arrays, each in its dependency; or the text that sbatch would get.
+"""the missing tasks of stages -> Slurm arrays, each in its dependency; or the text that sbatch would get.
 
-submitit writes and launches. An array's index finds its task in the numbers that are pickled for all of them: the tasks
-that are missing keep the numbers that they have in the stage. Where the site forbids requeue, a run is a chain of jobs.
+An array's index finds its task in the numbers that are pickled for all of them: the tasks that are missing keep the
+numbers that they have in the stage. Where the site forbids requeue, a run is a chain of jobs.
 """
 
 import contextlib
 import functools
-import itertools
 import os
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-import submitit
-from submitit.core.utils import DelayedSubmission, FailedSubmissionError, JobPaths
-from submitit.slurm import slurm as submitit_slurm
+from submitit.core.utils import DelayedSubmission, JobPaths
 
-from mistral.config import ArrayStage, Cluster, TrainStage
-from mistral.errors import EnvironmentProblem
+from mistral.errors import EnvironmentProblem, MistralError, Stopped
 from mistral.files import temporary_beside
 from pipeline.context import Context
-from slurm import queue, submissions
-from slurm.chain import VARIABLE, Link
-from slurm.submissions import Submission
+from slurm import changes, held, lock, queue, refusals, script, submissions
+from slurm.chain import VARIABLE
+from slurm.submissions import Active, Submission
 from slurm.task import Tasks
 
 # How a plan waits for the one before it: preprocess for its own first pass, train for a whole dataset, export for
@@ -63,10 +56,33 @@ class Job:
         """For people."""
         what = "found" if self.found else "submitted"
         which = f"job {self.number}" if len(self.numbers) == 1 else f"jobs {' -> '.join(self.numbers)}"
-        names = ", ".join(self.names)
-        if len(self.names) > SHOWN:
-            names = f"{len(self.names)} tasks: {self.names[0]} ... {self.names[-1]}"
-        return f"{self.stage}: {what} {which} ({names}), logs in {self.submission.folder}"
+        return f"{self.stage}: {what} {which} ({listed(self.names)}), logs in {self.submission.folder}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names of tasks in a line; the first and the last of many."""
+    return ", ".join(names) if len(names) <= SHOWN else f"{len(names)} tasks: {names[0]} ... {names[-1]}"
+
+
+class PartlySubmitted(EnvironmentProblem):
+    """Slurm refused a job after it had taken others, which stay."""
+
+    def __init__(self, message: str, jobs: Sequence[Job]) -> None:
+        super().__init__(message)
+        self.jobs = tuple(jobs)
+
+
+@dataclass
+class Submitting:
+    """One call of `submit`: what it works on, and the jobs that were found or submitted so far."""
+
+    context: Context
+    jobs: list[Job] = field(default_factory=list)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """How long an array may be; asked for once, and only if something is submitted."""
+        return queue.max_array_size()
 
 
 def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
@@ -80,12 +96,14 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
         the jobs that do the work, those that were there first.
 
     Raises:
+        ConfigError: jobs that wait or run were submitted with other values.
         EnvironmentProblem: Slurm does not answer, or refuses a job.
+        PartlySubmitted: it refuses a job after it has taken others.
     """
-    jobs: list[Job] = []
     if not any(plan.units for plan in plans):
-        return jobs
-    with submissions.alone(context.workspace):
+        return []
+    doing = Submitting(context)
+    with lock.alone(context.workspace):
         known = queue.my_jobs()
         if known is None:
             raise EnvironmentProblem(
@@ -93,30 +111,32 @@ def submit(context: Context, plans: Sequence[Plan]) -> list[Job]:
                 "  check sinfo and scontrol ping, then run the same command again"
             )
         active = submissions.active(context.workspace, context.experiment.name, known)
-        longest = functools.cache(queue.max_array_size)  # asked for once, and only if something is submitted
+        there = {plan.stage: [task for task in active if task.submission.stage == plan.stage] for plan in plans}
+        for plan in plans:  # all of them, before anything is submitted
+            _refuse_others(context, plan, there[plan.stage])
+        held.release([task for plan in dict.fromkeys(plans) for task in there[plan.stage]], context.progress)
         before: list[str] = []
-        for plan in plans:
-            there = [task for task in active if task.submission.stage == plan.stage]
-            _refuse_other_cut(plan, there)
-            found, busy = _attach(there), {task.task for task in there}
-            missing = [unit for unit in plan.units if unit[0] not in busy]
-            chains = context.cluster.jobs_in_chain(plan.stage) > 1
-            if chains:
-                new = _submit_chains(context, plan, missing, before)
-            else:
-                new = _submit_arrays(context, plan, missing, before, longest)
-            jobs += [job for job in found + new if job not in jobs]  # both passes of preprocess find the same ones
-            before = _numbers(found + new)
-    return jobs
+        try:
+            for plan in plans:
+                before = _submit_plan(doing, plan, there[plan.stage], before)
+        except (MistralError, OSError) as error:
+            if isinstance(error, Stopped) or all(job.found for job in doing.jobs):
+                raise
+            raise PartlySubmitted(f"{error}\n{_left_out(plans, doing.jobs)}", doing.jobs) from error
+    return doing.jobs
 
 
-def _refuse_other_cut(plan: Plan, there: Sequence[submissions.Active]) -> None:
-    """A task's number means the same as in the jobs that are there, or nothing is submitted.
+def _refuse_others(context: Context, plan: Plan, there: Sequence[Active]) -> None:
+    """Refuse to work beside jobs that mean something else by the names of their tasks.
 
     Raises:
-        EnvironmentProblem: these jobs cut the stage in another way.
+        ConfigError: they were submitted with other values.
+        EnvironmentProblem: they cut the stage in another way.
     """
-    others = [task for task in there if task.submission.flags != plan.flags and plan.stage != "train"]
+    if not plan.units:
+        return
+    changes.refuse(context, there, {name for _, name in plan.units}, plan.flags)
+    others = [task for task in there if task.submission.flags != plan.flags and plan.stage == "preprocess"]
     if others:
         raise EnvironmentProblem(
             f"{plan.stage}: found job {others[0].job.label} with {' '.join(others[0].submission.flags)}, expected "
@@ -124,11 +144,58 @@ def _refuse_other_cut(plan: Plan, there: Sequence[submissions.Active]) -> None:
         )
 
 
-def _attach(active: Sequence[submissions.Active]) -> list[Job]:
-    """Jobs that wait or run already; what a submission that was interrupted left undone is done now."""
+def _left_out(plans: Sequence[Plan], jobs: Sequence[Job]) -> str:
+    """What of some plans is submitted, and what is not."""
+    lines = []
+    for plan in dict.fromkeys(plans):
+        names = {name for job in jobs if job.stage == plan.stage for name in job.names}
+        if left := [name for _, name in plan.units if name not in names]:
+            lines.append(f"{plan.stage} ({listed(left)})")
+    new = ", ".join(f"{job.stage} job {' -> '.join(job.numbers)}" for job in jobs if not job.found)
+    rest = f"not submitted: {', '.join(lines)}; " if lines else ""
+    return f"  submitted before that, and left in the queue: {new}\n  {rest}the same command submits what is missing"
+
+
+def _submit_plan(doing: Submitting, plan: Plan, there: Sequence[Active], before: Sequence[str]) -> list[str]:
+    """Attach to the jobs of a stage, and submit what they leave out.
+
+    Args:
+        doing: receives each job as soon as it is known.
+        plan: the missing tasks.
+        there: the tasks of the stage in the queue.
+        before: the jobs that the plan waits for.
+
+    Returns:
+        Slurm's numbers of the jobs that work on the plan.
+    """
+    found = _attach(there)
+    doing.jobs += [job for job in found if job not in doing.jobs]  # both passes of preprocess find the same ones
+    known = len(doing.jobs)
+    groups = list(submissions.by_submission(there))
+    covering = [submission for submission, _ in groups if _covers(doing.context, plan, submission, before)]
+    busy = {task.name for submission, tasks in groups if submission in covering for task in tasks}
+    if missing := [unit for unit in plan.units if unit[1] not in busy]:
+        # Two tasks never export the same checkpoint at the same time.
+        beside = [job for job in found if plan.stage == "export" and job.submission not in covering]
+        chains = doing.context.cluster.jobs_in_chain(plan.stage) > 1
+        (_submit_chains if chains else _submit_arrays)(doing, plan, missing, [*before, *_numbers(beside)])
+    wanted = {name for _, name in plan.units}
+    others = [job for job in found if plan.stage == "train" and wanted.isdisjoint(job.names)]  # of other seeds
+    return _numbers([job for job in [*found, *doing.jobs[known:]] if job not in others])
+
+
+def _covers(context: Context, plan: Plan, submission: Submission, before: Sequence[str]) -> bool:
+    """Whether tasks in the queue do the work of those with the same names in a plan that waits for other jobs."""
+    if plan.stage == "export":
+        return changes.covers(context, submission, plan.flags, before)
+    # The second pass of preprocess has the names of the first, for which it waits.
+    return plan.stage == "train" or not before or bool(submission.after)
+
+
+def _attach(active: Sequence[Active]) -> list[Job]:
+    """Jobs that wait or run already; completes submissions that were interrupted."""
     found = []
-    for submission, group in itertools.groupby(active, key=lambda task: task.submission):
-        tasks = list(group)
+    for submission, tasks in submissions.by_submission(active):
         numbers = tuple(sorted({task.job.label.partition("_")[0] for task in tasks}, key=int))
         _finish(submission, numbers)
         names = tuple(dict.fromkeys(task.name for task in tasks))
@@ -154,37 +221,33 @@ def _numbers(jobs: Sequence[Job]) -> list[str]:
     return [number for job in jobs for number in job.numbers]
 
 
-def _submit_arrays(
-    context: Context,
-    plan: Plan,
-    units: Sequence[tuple[int, str]],
-    before: Sequence[str],
-    longest: Callable[[], int],
-) -> list[Job]:
+def _submit_arrays(doing: Submitting, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> None:
     """Arrays no longer than Slurm allows, one after the other, so that array_width holds for all of them together."""
-    size = longest() if units else 1
-    jobs: list[Job] = []
-    for start in range(0, len(units), size):
-        some = units[start : start + size]
-        submission = submissions.create(context, plan.stage, some, plan.flags, plan.planned)
-        waits = [waits_for(WAITS[plan.stage], before), waits_for("afterany", _numbers(jobs[-1:]))]
-        numbers = (_launch(context, submission, waits),)
-        _finish(submission, numbers)
-        jobs.append(Job(plan.stage, numbers, submission.names, submission, found=False))
-    return jobs
+    last: list[str] = []
+    for start in range(0, len(units), doing.longest):
+        some = units[start : start + doing.longest]
+        submission = submissions.create(doing.context, plan.stage, some, plan.flags, planned=plan.planned, after=before)
+        waits = [waits_for(WAITS[plan.stage], before), waits_for("afterany", last)]
+        last = [_launch(doing.context, submission, waits)]
+        doing.jobs.append(Job(plan.stage, tuple(last), submission.names, submission, found=False))
+        _finish(submission, last)
 
 
-def _submit_chains(context: Context, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> list[Job]:
+def _submit_chains(doing: Submitting, plan: Plan, units: Sequence[tuple[int, str]], before: Sequence[str]) -> None:
     """A chain for each task; each waits for the one `array_width` places before it, so that no more run at a time."""
-    width, chains = context.cluster.stages.train.array_width, list[Job]()
+    width, first = doing.context.cluster.stages.train.array_width, len(doing.jobs)
     for place, unit in enumerate(units):
-        submission = submissions.create(context, plan.stage, [unit], plan.flags)
-        ahead = _numbers(chains[place - width : place - width + 1]) if place >= width else []
+        submission = submissions.create(doing.context, plan.stage, [unit], plan.flags, after=before)
+        ahead = _numbers(doing.jobs[first + place - width :][:1]) if place >= width else []
         waits = [waits_for(WAITS[plan.stage], before), waits_for("afterany", ahead), "singleton"]
-        numbers = tuple(_launch(context, submission, waits, link) for link in range(submission.links))
-        _finish(submission, numbers)
-        chains.append(Job(plan.stage, numbers, submission.names, submission, found=False))
-    return chains
+        numbers: list[str] = []
+        try:
+            for link in range(submission.links):
+                numbers.append(_launch(doing.context, submission, waits, link))
+        finally:
+            if numbers:  # a chain that was cut short works as well, and ends sooner
+                doing.jobs.append(Job(plan.stage, tuple(numbers), submission.names, submission, found=False))
+                _finish(submission, numbers)
 
 
 def waits_for(kind: str, jobs: Sequence[str]) -> str:
@@ -193,20 +256,13 @@ def waits_for(kind: str, jobs: Sequence[str]) -> str:
 
 
 def _launch(context: Context, submission: Submission, waits: Sequence[str], link: int = 0) -> str:
-    executor = submitit.SlurmExecutor(submission.folder, python=python_of(context))
-    executor.update_parameters(**parameters(context, submission, waits, link))
-    if len(submission.tasks) > 1:
-        executor.parameters["map_count"] = len(submission.tasks)
-    try:
-        with plain_environment():
-            # What submit_array does, but for its pickles: it writes one for each of thousands of tasks.
-            job = executor._submit_command(executor._submitit_command_str)
-    except (FailedSubmissionError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            f"{submission.stage}: found that Slurm refuses the job: {str(error).strip()}\n"
-            f"  check the cluster file {context.cluster.name}: partition, account, time and resources"
-        ) from error
-    return str(job.job_id)
+    path = temporary_beside(submission.folder / "submission.sh")
+    path.write_text(script.text_of(context, submission, waits, link), encoding="utf-8")
+    with plain_environment():
+        answer = queue.ask("sbatch", str(path))
+    number = refusals.job_number(answer, submission.stage, context.cluster.name)
+    path.rename(submission.folder / f"{number}_submission.sh")
+    return number
 
 
 @contextlib.contextmanager
@@ -220,60 +276,6 @@ def plain_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def parameters(context: Context, submission: Submission, waits: Sequence[str], link: int = 0) -> dict[str, Any]:
-    """What submitit makes the sbatch script from.
-
-    Args:
-        context: the cluster and the workspace.
-        submission: what is submitted.
-        waits: the dependencies of the job; empty ones do not count.
-        link: which job of a chain it is.
-    """
-    cluster, stages = context.cluster, context.cluster.stages
-    resources: ArrayStage | TrainStage = getattr(stages, submission.stage)
-    requeue = "requeue" if cluster.requeue else "no-requeue"
-    more: dict[str, Any] = {requeue: True, "kill-on-invalid-dep": "yes", **cluster.extra}
-    name, chain = f"mistral-{submission.stage}-{submission.experiment}", list[str]()
-    if submission.links > 1:
-        name, chain = f"{name}-{submission.comment}", [Link(submission.comment, link, submission.links).shell_line()]
-    again = f"{python_of(context)} -m pipeline.cli again --workspace {shlex.quote(str(context.workspace.root))}"
-    found = {
-        "job_name": name,
-        "comment": submission.comment,
-        "time": resources.minutes,
-        "mem": f"{resources.memory_gigabytes}GB",
-        "signal_delay_s": resources.signal_lead_seconds,
-        "array_parallelism": resources.array_width,
-        "dependency": ",".join(filter(None, waits)) or None,
-        **{name: getattr(cluster, name) for name in ("account", "partition", "qos", "constraint", "exclude")},
-        **_size(resources, cluster),
-        "setup": [*cluster.setup, *chain],
-        "teardown": [f'{again} --code "$?"'],
-        "additional_parameters": more,
-    }
-    return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
-
-
-def python_of(context: Context) -> str:
-    """The shell words that start Python on a node."""
-    return context.cluster.python or shlex.quote(sys.executable)
-
-
-def _size(resources: ArrayStage | TrainStage, cluster: Cluster) -> dict[str, Any]:
-    """Nodes, ranks, processors and GPUs of one task."""
-    cpus = resources.cpus_per_rank if isinstance(resources, TrainStage) else resources.cpus_per_task
-    # A rank that fails takes the others with it; srun does not take cpus-per-task from sbatch.
-    arguments = ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"]
-    size: dict[str, Any] = {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": cpus, "srun_args": arguments}
-    if isinstance(resources, TrainStage):
-        size |= {"nodes": resources.nodes, "ntasks_per_node": resources.ranks_per_node}
-        if cluster.gres:
-            size["gres"] = cluster.gres
-        elif resources.gpus_per_node:
-            size["gpus_per_node"] = resources.gpus_per_node
-    return size
-
-
 def sbatch_text(context: Context, plan: Plan, waits: Sequence[str]) -> str:
     """The script of a plan's first array, or of the first job of its first chain, as it would be submitted."""
     links = context.cluster.jobs_in_chain(plan.stage)
@@ -281,12 +283,7 @@ def sbatch_text(context: Context, plan: Plan, waits: Sequence[str]) -> str:
     tasks, names = zip(*units, strict=True)
     folder = context.workspace.root / "jobs" / plan.stage / "NUMBER"
     submission = Submission(folder, plan.stage, context.experiment.name, tasks, names, plan.flags, links=links)
-    command = f"{python_of(context)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    text: str = submitit_slurm._make_sbatch_string(
-        command=command, folder=folder, map_count=len(units) if len(units) > 1 else None,
-        **parameters(context, submission, waits),
-    )  # fmt: skip
-    return text
+    return script.text_of(context, submission, waits)
 
 
 def dry_run(context: Context, plans: Sequence[Plan]) -> str:

@@ -6,6 +6,7 @@ code under test holds no test code.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -19,6 +20,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from faults import faults
 
 from mistral.config import Cluster, Experiment, load_experiment
 from mistral.errors import MistralError
@@ -47,7 +50,8 @@ class Fate:
 
     `signal` comes either before the step `at_step`, or before the change number `at_change` of those files of the
     workspace whose path holds `path`. With `largest_file` (bytes) a longer file cannot be written, as on a full disk;
-    if also `dies_of_it`, the kernel kills the process in the middle of that write.
+    if also `dies_of_it`, the kernel kills the process in the middle of that write. With `fault_at` the call of that
+    number on a file of the workspace fails with the errno `fault`.
     """
 
     at_step: int | None = None
@@ -56,6 +60,8 @@ class Fate:
     signal: int = signal.SIGKILL
     largest_file: int | None = None
     dies_of_it: bool = False
+    fault_at: int | None = None
+    fault: int = errno.EIO
 
 
 @dataclass
@@ -188,6 +194,9 @@ def be_child(case: Case, rank: int, environment: dict[str, str], fate: Fate) -> 
     except MistralError as error:
         told.say(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:  # as the command line tells it
+        told.say(f"{type(error).__name__}: {error}")
+        sys.exit(MistralError.exit_code)
     except Exception:  # noqa: BLE001  the parent reads what it was
         told.say(traceback.format_exc())
         os._exit(CRASHED)
@@ -232,6 +241,8 @@ def prepare(fate: Fate, root: Path) -> None:
         _signal_at_step(fate.at_step, fate.signal)
     if fate.at_change is not None:
         _signal_at_change(fate, str(root))
+    if fate.fault_at is not None:
+        _fail_at_call(fate.fault_at, fate.fault, str(root))
 
 
 def _signal_at_step(step: int, number: int) -> None:
@@ -245,6 +256,19 @@ def _signal_at_step(step: int, number: int) -> None:
         return advance(self)
 
     Loop.advance = advance_or_not  # type: ignore[method-assign]
+
+
+_FOR_GOOD = contextlib.ExitStack()  # of this process, which ends without leaving it
+
+
+def _fail_at_call(number: int, code: int, root: str) -> None:
+    left = [number]
+
+    def choose(call: str, path: str) -> int | None:
+        left[0] -= path.startswith(root + "/")
+        return code if left[0] == 0 and path.startswith(root + "/") else None
+
+    _FOR_GOOD.enter_context(faults(choose))
 
 
 def _signal_at_change(fate: Fate, root: str) -> None:

@@ -27,8 +27,9 @@ class Disk:
         self.too_early: list[str] = []
         self.records: dict[Path, dict[str, Any]] = {}  # by their own files, in the order of their making
         self._look_at(os, "fsync", self._synced)
-        for call in ("link", "rename", "replace"):
-            self._look_at(os, call, self._named)
+        self._look_at(os, "link", self._named)
+        for call in ("rename", "replace"):
+            self._look_at(os, call, self._moved)
         self._look_at(shutil, "rmtree", self._removed)
 
     def kinds(self) -> list[str]:
@@ -62,6 +63,10 @@ class Disk:
             self.records[target] = record
             lost = [entry["path"] for entry in record["files"] if not self.survives(self._root / entry["path"])]
             self.too_early += [f"{target}: recorded before {path} is durable" for path in lost]
+
+    def _moved(self, source: Path, target: Path) -> None:
+        self._removed(Path(source))
+        self._named(source, target)
 
     def _removed(self, folder: Path, *_: Any) -> None:
         """What a record tells of is there as long as the record may come back."""

@@ -37,7 +37,7 @@ class Trained(Tiny):
     ) -> str:
         run, seeds = self.experiment.run_name(seed), self.experiment.seeds[seed]
         facts = begin_facts(self.experiment, seed, self.dataset.content, {"threads": 1})
-        begun = begin(self.manifest, run, facts, [], allow_drift=False)
+        begun = begin(self.manifest, run, facts, allow_drift=False)
         lease = acquire(self.workspace.run(run), {"kind": "local", "host": "node7", "pid": 4711}, lambda _: False)
         config = gpt2_config(self.experiment.model, VOCABULARY, END_OF_TEXT)
         network = build_model(self.experiment.model, config, seeds.init).eval()

@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mistral import checkpoints
-from mistral.checkpoints import Checkpoints, newest_state, read_state, require_weights
+from mistral.checkpoints import Checkpoints, read_state
 from mistral.config import load_experiment
-from mistral.errors import CheckpointError, LeaseError, ManifestError, StorageError
+from mistral.errors import LeaseError, ManifestError, StorageError
 from mistral.lease import acquire
 from mistral.manifest import Manifest
+from mistral.resume import survey
 from mistral.sections import Checkpoints as CheckpointsSection
+from mistral.setaside import look
 from mistral.workspace import Workspace, step_name
 
 RUN = "alias-tiny-x21"
@@ -32,9 +35,9 @@ def store(manifest):
         yield opened
 
 
-def open_store(manifest: Manifest, drift: str | None = None) -> Checkpoints:
+def open_store(manifest: Manifest, **options: Any) -> Checkpoints:
     lease = acquire(manifest.workspace.run(RUN), OWNER, lambda _: False)
-    return Checkpoints(manifest, RUN, "c", "d", lease, drift=drift)
+    return Checkpoints(manifest, RUN, "c", "d", lease, **options)
 
 
 def save_weights(store: Checkpoints, step: int, value: float | None = None) -> None:
@@ -66,8 +69,8 @@ def test_weights_and_a_state_come_back_as_they_were(manifest, store):
     save_state(store, 3)
     store.wait()
     assert load_file(manifest.workspace.weights(RUN, 2) / "model.safetensors")["x"].tolist() == [2.0] * 4
-    record, damaged = newest_state(manifest, RUN)
-    assert (record.key[-1], damaged) == ("step-00000003", [])
+    found = survey(manifest, RUN, ())
+    assert (found.state.key[-1], found.damaged) == ("step-00000003", ())
     state = read_state(manifest.workspace.state(RUN, 3))
     assert (state.step, state.updates, state.loss_scale) == (3, 3, {})
     assert {name: value.tolist() for name, value in state.parameters().items()} == {"x": [3.0] * 4}
@@ -135,34 +138,6 @@ def test_a_state_is_committed_after_the_weights_that_are_being_written(manifest,
     assert recorded(manifest, "state") == [4]
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-def test_a_damaged_state_is_passed_over_for_the_one_before_and_told(manifest, store, file):
-    for step in (3, 6, 9):
-        save_state(store, step)
-    store.wait()
-    flip_a_bit(manifest.workspace.state(RUN, 9) / file)
-    (manifest.workspace.state(RUN, 6) / file).unlink()
-    record, damaged = newest_state(manifest, RUN)
-    assert record.key[-1] == "step-00000003"
-    assert [step for step, _ in damaged] == [9, 6]
-    assert "found sha256" in damaged[0][1][0]
-    assert "No such file" in damaged[1][1][0]
-    for step, _ in damaged:
-        store.withdraw_state(step)
-    assert recorded(manifest, "state") == [3]
-    assert not manifest.workspace.state(RUN, 9).exists()
-
-
-def test_without_a_whole_state_there_is_none(manifest, store):
-    assert newest_state(manifest, RUN) == (None, [])
-    save_state(store, 3)
-    store.wait()
-    flip_a_bit(manifest.workspace.state(RUN, 3) / "state.safetensors")
-    record, damaged = newest_state(manifest, RUN)
-    assert record is None
-    assert [step for step, _ in damaged] == [3]
-
-
 def test_a_full_disk_in_the_middle_of_a_state_leaves_the_one_before_whole(manifest, store):
     save_weights(store, 2)
     save_state(store, 3)
@@ -178,25 +153,25 @@ def test_a_full_disk_in_the_middle_of_a_state_leaves_the_one_before_whole(manife
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    record, damaged = newest_state(manifest, RUN)
-    assert (record.key[-1], damaged) == ("step-00000003", [])
+    found = survey(manifest, RUN, ())
+    assert (found.state.key[-1], found.damaged) == ("step-00000003", ())
     assert [path.name for path in (manifest.workspace.run(RUN) / "state").iterdir()] == ["step-00000003"]
 
 
-def test_rubbish_is_removed_and_nothing_else(manifest, store):
+def test_only_temporary_names_of_dead_writers_are_removed(manifest, store):
     save_weights(store, 2)
     save_state(store, 3)
     store.wait()
     run, records = manifest.workspace.run(RUN), manifest.path("train", (RUN, "begin")).parent
-    rubbish = [run / "checkpoints/step-00000004", run / "state/.step-00000006.12.ab.tmp", run / "state/step-00000006"]
-    for folder in rubbish:
+    rubbish = [run / "state/.step-00000006.12.ab.tmp"]
+    for folder in (*rubbish, run / "checkpoints/step-00000004", run / "state/step-00000006", run / "state/.x.tmp"):
         folder.mkdir()
     files = [run / ".metrics.jsonl.12.ab.tmp", records / ".begin.json.12.ab.tmp", records / "state/.step.json.1.a.tmp"]
     kept = [run / ".lease-00000002.12.ab.tmp", run / "metrics.jsonl", run / "checkpoints/notes"]
     for path in files + kept:
         path.write_text("x")
     before = set(run.rglob("*")) | set(records.rglob("*"))
-    store.remove_rubbish()
+    store.remove_temporaries()
     assert before - set(run.rglob("*")) - set(records.rglob("*")) == {*rubbish, *files}
 
 
@@ -207,9 +182,8 @@ def test_an_owner_that_was_superseded_commits_and_removes_nothing(manifest, stor
         save_weights(store, 2)
         with pytest.raises(LeaseError, match="another process took this run over"):
             store.wait()
-        for act in (store.remove_rubbish, lambda: store.withdraw_state(3)):
-            with pytest.raises(LeaseError):
-                act()
+        with pytest.raises(LeaseError):
+            store.remove_temporaries()
     assert recorded(manifest, "weights") == []
     assert recorded(manifest, "state") == [3]
 
@@ -227,30 +201,54 @@ def test_work_done_again_must_give_the_same_bits(manifest, store):
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_after_a_drift_the_same_bits_keep_their_record_and_others_are_refused_with_advice(manifest, store):
+def test_after_a_drift_the_same_bits_keep_their_record(manifest, store):
     save_weights(store, 2)
     store.wait()
     earlier = manifest.get("train", (RUN, "weights", step_name(2)), "")
     with open_store(manifest, drift="f" * 64) as drifted:
         save_weights(drifted, 2)
-        drifted.wait()
-        assert manifest.get("train", earlier.key, "") == earlier
-        save_weights(drifted, 2, value=7.0)
-        with pytest.raises(CheckpointError, match=r"software or hardware changed(.|\n)*weights/step-00000002.json and"):
-            drifted.wait()
         save_weights(drifted, 4)
         drifted.wait()
+    assert manifest.get("train", earlier.key, "") == earlier
     later = manifest.get("train", (RUN, "weights", step_name(4)), "")
     assert later.inputs == {"dataset": "d", "parent": earlier.content, "drift": "f" * 64}
 
 
-def test_a_run_does_not_go_on_over_missing_weights(manifest, store):
-    for step in (0, 2):
+@pytest.mark.parametrize("changed", [{"deterministic": False}, {"drift": "f" * 64}])
+def test_steps_that_may_differ_and_do_are_set_aside_with_all_that_followed(manifest, store, changed):
+    for step in (0, 2, 4, 6):
         save_weights(store, step)
     store.wait()
-    require_weights(manifest, RUN, [0, 2])
-    with pytest.raises(CheckpointError, match=r"found no weights of step 1, 4, expected every scheduled step"):
-        require_weights(manifest, RUN, [0, 1, 2, 4])
+    old = {step: manifest.get("train", (RUN, "weights", step_name(step)), "") for step in (0, 2, 4, 6)}
+    with open_store(manifest, **changed) as again:
+        save_weights(again, 2)
+        save_weights(again, 4, value=7.0)
+        again.wait()
+        assert recorded(manifest, "weights") == [0, 2, 4]
+        save_weights(again, 6, value=8.0)
+        again.wait()
+    new = manifest.get("train", (RUN, "weights", step_name(4)), "")
+    assert new.inputs["parent"] == old[2].content
+    assert manifest.get("train", (RUN, "weights", step_name(6)), "").inputs["parent"] == new.content
+    aside = {Path(one.origin).name: one for one in look(manifest.workspace, RUN)}
+    assert sorted(aside) == ["step-00000004", "step-00000006"]
+    for step in (4, 6):
+        kept = manifest.workspace.root / aside[step_name(step)].path / "model.safetensors"
+        assert load_file(kept)["x"].tolist() == [float(step)] * 4
+    [name] = manifest.names("train", (RUN, "set-aside"))
+    record = manifest.get("train", (RUN, "set-aside", name), "")
+    assert record.inputs == {"weights": old[2].content}
+    assert record.facts["weights"] == {step_name(step): old[step].content for step in (4, 6)}
+
+
+def test_steps_made_again_under_the_same_drift_must_give_the_same_bits(manifest, store):
+    with open_store(manifest, drift="f" * 64) as drifted:
+        save_weights(drifted, 2)
+        drifted.wait()
+        save_weights(drifted, 2, value=7.0)
+        with pytest.raises(ManifestError, match="gave another result"):
+            drifted.wait()
+    assert list(look(manifest.workspace, RUN)) == []
 
 
 def test_the_default_schedule_has_609_steps():

@@ -179,8 +179,12 @@ def test_a_reader_that_leaves_is_no_error_to_tell():
 def run(trained, tmp_path, monkeypatch, capsys):
     """Call a command in this process, in a workspace whose dataset is whole; hands back the error and the rows."""
 
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("{name: here, executor: local, stages: {train: {threads_per_rank: 1}}}")
+
     def run(*arguments: str) -> tuple[str, list[dict]]:
         line = [arguments[0], str(tmp_path / "tiny.yaml"), "--workspace", str(trained.workspace.root), "--json"]
+        line += ["--cluster", str(cluster)]
         with pytest.raises(errors.Findings) as caught:
             cli.cli([*line, *arguments[1:]], standalone_mode=False)
         return str(caught.value), json.loads(capsys.readouterr().out)
@@ -190,7 +194,7 @@ def run(trained, tmp_path, monkeypatch, capsys):
 
 
 def failing(names: list[str]):
-    def train_nobody(context: Context, seeds) -> None:
+    def train_nobody(context: Context, seeds, *_) -> None:
         names.extend(context.experiment.choose_seeds(seeds))
         raise errors.Findings("found that 1 of 2 seeds failed")
 

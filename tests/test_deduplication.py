@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral.config import Experiment
+from mistral.manifest import Manifest, Record, make_record
 from mistral.packing import Part
+from mistral.progress import Silent
 from mistral.tokens import Encoded, read_tokenizer
 from mistral.workspace import Workspace
+from pipeline.verify import verify
 
 END_OF_TEXT = 50256
 
@@ -65,6 +70,47 @@ def test_validation_documents_are_deduplicated_among_themselves(tmp_path):
     chosen = sum(int.from_bytes(digest[:8], "big") / 2**64 < 0.1 for digest in digests)
     documents = {split: totals["documents"] for split, totals in summary.facts["splits"].items()}
     assert documents == {"train": 500 - chosen, "validation": chosen}
+
+
+def verified(folder: Path) -> str:
+    return "\n".join(verify(Workspace(folder / "workspace"), Silent()).problems)
+
+
+def forged(manifest: Manifest, old: Record, **changes: object) -> None:
+    parts = {"config": old.config, "inputs": old.inputs, "files": old.files, "facts": old.facts}
+    manifest.remove("preprocess", old.key)
+    manifest.publish(make_record(old.kind, old.key, **(parts | changes)))
+
+
+def test_a_dataset_without_duplicates_is_verified_to_the_hashes_of_its_documents(tmp_path):
+    some = texts()[:90]
+    what = of_files(tmp_path, some[:60], some[30:])
+    dataset = run(tmp_path, what).dataset
+    manifest = Manifest(Workspace(tmp_path / "workspace"))
+    assert verified(tmp_path) == ""
+
+    def record(name: str) -> Record:
+        return manifest.get("preprocess", (dataset, name), "")
+
+    first, second, compared = record("hashes-00000"), record("hashes-00001"), record("duplicates")
+    files = [replace(its, path=mine.path) for mine, its in zip(first.files, second.files, strict=True)]
+    for mine, its in zip(first.files, second.files, strict=True):
+        shutil.copyfile(manifest.workspace.inside(its.path), manifest.workspace.inside(mine.path))
+    assert f"{first.files[0].path}: found {second.files[0].bytes} bytes, expected {first.files[0].bytes}" in verified(
+        tmp_path
+    )
+    forged(manifest, first, files=files)  # a record that fits the other unit's hashes
+    told = verified(tmp_path)
+    assert f"expected {first.files[0].sha256} by the documents of preprocess/unit {dataset}/00000" in told
+    assert f"preprocess/duplicates {dataset}/duplicates: its hashes-00000 is {first.content[:12]}, expected" in told
+    manifest.remove("preprocess", compared.key)
+    assert f"preprocess/unit {dataset}/00001: made from preprocess/{dataset}/duplicates, which is" in verified(tmp_path)
+    unit = record("00001")
+    manifest.publish(compared)
+    forged(manifest, unit, inputs={})
+    assert f"preprocess/unit {dataset}/00001: its duplicates is None, expected {compared.content[:12]}" in verified(
+        tmp_path
+    )
 
 
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=20), data=st.data())

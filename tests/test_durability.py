@@ -13,6 +13,7 @@ from mistral.config import load_cluster, load_experiment
 from mistral.lease import acquire
 from mistral.manifest import make_record
 from mistral.progress import Silent
+from mistral.setaside import set_aside
 from mistral.workspace import Workspace, step_name
 from pipeline.context import Context
 from pipeline.preprocess import preprocess
@@ -39,7 +40,7 @@ def test_a_file_is_durable_with_its_folders_when_it_is_written(disk, tmp_path, w
 
 
 def test_a_record_that_was_withdrawn_does_not_come_back(disk, manifest):
-    record = manifest.publish(make_record("train/end", ("a", "end"), config="", inputs={}, files=[], facts={}))
+    record = manifest.publish(make_record("train/begin", ("a", "begin"), config="", inputs={}, files=[], facts={}))
     path = manifest.path("train", record.key)
     assert disk.names(path)
     manifest.remove("train", record.key)
@@ -54,10 +55,22 @@ def test_a_checkpoint_is_durable_before_its_record_and_its_record_is_gone_before
         store.save_state(3, {"param/x": torch.ones(4)}, {"updates": 3, "loss_scale": {}})
         store.wait()
         assert disk.names(path)
-        store.withdraw_state(3)
+        store.save_state(6, {"param/x": torch.ones(4)}, {"updates": 6, "loss_scale": {}})
+        store.keep_newest_states(1)
     assert not manifest.workspace.state(RUN, 3).exists()
-    assert disk.kinds() == ["train/weights", "train/state"]
+    assert disk.kinds() == ["train/weights", "train/state", "train/state"]
     assert disk.too_early == []
+
+
+def test_what_is_set_aside_has_a_durable_note_and_no_record_when_it_moves(disk, manifest):
+    lease = acquire(manifest.workspace.run(RUN), {"kind": "local"}, lambda _: False)
+    with Checkpoints(manifest, RUN, "c", "d", lease) as store:
+        store.save_state(3, {"param/x": torch.ones(4)}, {"updates": 3, "loss_scale": {}})
+    record = manifest.get("train", (RUN, "state", step_name(3)), "")
+    target = set_aside(manifest, manifest.workspace.state(RUN, 3), manifest.workspace.set_aside(RUN), "why", record)
+    assert disk.too_early == []
+    assert disk.survives(target.with_name(f"{target.name}.json"))
+    assert disk.survives(target / "state.safetensors")
 
 
 @pytest.mark.parametrize("settings", [(), ("data.deduplicate=exact",)])

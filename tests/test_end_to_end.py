@@ -19,12 +19,14 @@ def start(
     workspace: str = "workspace",
     ranks: int = 1,
     experiment: str = "tiny.yaml",
+    umask: int = -1,
 ) -> subprocess.Popen:
     line = [sys.executable, "-m", "pipeline.cli", command, str(folder / experiment), *arguments]
     line += ["--workspace", str(folder / workspace)]
     if command != "verify":
         line += ["--cluster", str(folder / f"ranks{ranks}.yaml")]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, text=True, start_new_session=True, umask=umask, **pipes)
 
 
 def run(folder: Path, command: str, *arguments: str, code: int = 0, **options) -> tuple[str, str]:
@@ -63,9 +65,15 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in paths}
 
 
+def modes(folder: Path) -> set[str]:
+    """Of folders and of files, in octal."""
+    return {oct(path.stat().st_mode & 0o777) for path in folder.rglob("*")}
+
+
 @pytest.mark.timeout(600)
 def test_the_whole_line_survives_kills_with_the_same_bits(tiny):
-    output, _ = run(tiny, "run", "--json", workspace="undisturbed")
+    output, _ = run(tiny, "run", "--json", workspace="undisturbed", umask=0o027)
+    assert modes(tiny / "undisturbed") == {"0o750", "0o640"}, "everything follows the umask"
     rows = json.loads(output)
     assert [row["seed"] for row in rows] == ["alias", "battlestar"]
     assert set(rows[0]) == {

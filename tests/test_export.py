@@ -14,12 +14,14 @@ import torch
 from recorded import STEPS, flip_a_bit
 from safetensors.torch import load_file
 
-from mistral.cohort import begin_facts, record_drift
+from mistral.cohort import begin_facts
 from mistral.config import load_experiment
+from mistral.drift import record_drift
 from mistral.errors import ConfigError, Findings, ManifestError
 from mistral.manifest import Manifest, make_record
 from mistral.modelcard import CardFacts, model_card
 from mistral.progress import Silent
+from mistral.setaside import look
 from pipeline.export import export
 
 
@@ -58,6 +60,22 @@ def test_a_folder_holds_what_transformers_saves_and_the_weights_are_linked(train
     assert trained.manifest.damage(record) == []
     weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
     assert record.inputs == {"weights": weights.content, "dataset": trained.dataset.content}
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, {"0o755", "0o644"}), (0o027, {"0o750", "0o640"})])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_checkpoints_and_exports_are_as_readable_as_the_umask_says(trained, umask, modes, dtype):
+    written = [trained.workspace.root / name for name in ("runs", "exports", "manifest/train", "manifest/export")]
+    former = os.umask(umask)
+    try:
+        trained.train("alias", [4])
+        trained.choose(dtype=dtype)
+        trained.export(seeds=["alias"], steps=[4])
+    finally:
+        os.umask(former)
+    paths = [path for folder in written for path in folder.rglob("*")]
+    assert {path.suffix for path in paths} >= {".safetensors", ".json", ".md"}
+    assert {oct(path.stat().st_mode & 0o777) for path in paths} == modes
 
 
 def test_where_files_cannot_be_linked_they_are_copied(trained, monkeypatch):
@@ -235,6 +253,11 @@ def test_a_kill_between_folder_and_record_is_repaired(trained, monkeypatch):
     (folder.parent / ".checkpoint-0.4711.abcd.tmp").mkdir()  # a process that was killed while it built
     assert len(trained.export().exported) == 3
     assert not (folder / "rubbish").exists()
+    [aside] = look(trained.workspace, run)
+    assert (aside.origin, (trained.workspace.root / aside.path / "rubbish").read_text()) == (
+        f"exports/{run}/checkpoint-0",
+        "half",
+    )
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 

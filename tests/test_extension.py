@@ -94,30 +94,30 @@ def test_verify_finds_a_step_that_the_longer_run_should_have_kept(make_run):
 )
 def test_a_run_grows_only_if_no_learning_rate_that_it_has_used_would_change(manifest, before, after, made, why):
     """The quickstart has 120 steps, of which 10 warm up."""
-    begin(manifest, "a", facts("alias", overrides=before), [], allow_drift=False)
+    begin(manifest, "a", facts("alias", overrides=before), allow_drift=False)
     make_a_step(manifest, "a", made)
     if why is None:
-        begin(manifest, "a", facts("alias", overrides=after), [], allow_drift=False)
-        begin(manifest, "a", facts("alias", overrides=after), [], allow_drift=False)
+        begin(manifest, "a", facts("alias", overrides=after), allow_drift=False)
+        begin(manifest, "a", facts("alias", overrides=after), allow_drift=False)
         with pytest.raises(ConfigError, match=r"was 0\.003, is 1\.0"):
-            begin(manifest, "a", facts("alias", overrides=(*after, "training.learning_rate=1")), [], allow_drift=False)
+            begin(manifest, "a", facts("alias", overrides=(*after, "training.learning_rate=1")), allow_drift=False)
         return
     with pytest.raises(ConfigError, match=why):
-        begin(manifest, "a", facts("alias", overrides=after), [], allow_drift=False)
+        begin(manifest, "a", facts("alias", overrides=after), allow_drift=False)
     assert manifest.names("train", ("a", "extend")) == []
 
 
 def test_a_run_that_never_made_a_step_does_not_freeze_its_name(manifest):
-    first = begin(manifest, "a", facts("alias"), [], allow_drift=False)
-    assert begin(manifest, "a", facts("alias"), [], allow_drift=False) == first
+    first = begin(manifest, "a", facts("alias"), allow_drift=False)
+    assert begin(manifest, "a", facts("alias"), allow_drift=False) == first
     other = facts("alias", overrides=("training.learning_rate=1", "checkpoints.schedule=[[7, 70]]"), dataset="e" * 64)
-    again = begin(manifest, "a", other, [], allow_drift=False)
+    again = begin(manifest, "a", other, allow_drift=False)
     assert again.facts["frozen"]["training"]["learning_rate"] == 1
     assert manifest.find("train", ("a", "begin")) == again
     sibling = facts("battlestar", overrides=("training.learning_rate=2",))  # the one that never made a step must follow
-    begin(manifest, "b", sibling, ["a"], allow_drift=False)
+    begin(manifest, "b", sibling, allow_drift=False)
     make_a_step(manifest, "b", 0)
     with pytest.raises(ConfigError, match="a differs from its siblings in more than the seed"):
-        begin(manifest, "a", other, ["b"], allow_drift=False)
+        begin(manifest, "a", other, allow_drift=False)
     experiment = load_experiment("quickstart", ("training.learning_rate=3",))
     assert not is_complete(experiment, "alias", manifest)

@@ -9,6 +9,7 @@ import torch
 
 from mistral.manifest import Manifest
 from mistral.progress import Silent
+from mistral.setaside import look
 from pipeline.export import export
 
 
@@ -109,7 +110,7 @@ def test_a_card_that_tells_more_does_not_replace_a_folder_that_may_be_recorded_n
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_an_unrecorded_folder_with_other_bytes_is_replaced(trained, monkeypatch, name):
+def test_an_unrecorded_folder_with_other_bytes_is_set_aside(trained, monkeypatch, name):
     run = trained.train("alias", [0])
     trained.export()
     folder = trained.workspace.export(run, 0)
@@ -118,4 +119,6 @@ def test_an_unrecorded_folder_with_other_bytes_is_replaced(trained, monkeypatch,
     (folder / name).write_bytes(whole[:-1])
     trained.export()
     assert (folder / name).read_bytes() == whole
-    assert names(folder.parent) == ["checkpoint-0"]
+    [aside] = look(trained.workspace, run)
+    assert (trained.workspace.root / aside.path / name).read_bytes() == whole[:-1]
+    assert names(folder.parent) == ["checkpoint-0", "set-aside"]

@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from recorded import STEPS, Trained
 
-from mistral.cohort import begin, begin_facts, record_drift
+from mistral.cohort import begin, begin_facts, publish_begin
 from mistral.config import load_experiment
+from mistral.drift import record_drift
 from mistral.errors import ConfigError
 from mistral.files import canonical_json, digest_of
-from mistral.manifest import FileEntry, Record, make_record
+from mistral.kinds import KINDS, kind_of
+from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.progress import Silent
-from mistral.records import expected_kind
-from mistral.workspace import step_name
+from mistral.workspace import Workspace, step_name
 from pipeline.export import export
 from pipeline.train import is_complete
 from pipeline.verify import VerifyReport, check_files, verify
@@ -60,19 +63,40 @@ def forget(trained: Trained, run: str) -> None:
         shutil.rmtree(folder)
 
 
+def kind_at(stage: str, *key: str) -> str | None:
+    kind = kind_of(stage, key)
+    return kind and kind.name
+
+
 def test_kinds_follow_from_places():
-    assert expected_kind("preprocess", ("plays", "00000")) == "preprocess/unit"
-    assert expected_kind("preprocess", ("plays", "dataset")) == "preprocess/dataset"
-    assert expected_kind("train", ("a", "weights", "step-00000010")) == "train/weights"
-    assert expected_kind("train", ("a", "begin")) == "train/begin"
-    assert expected_kind("train", ("a", "drift", "step-00000010-0123abcd")) == "train/drift"
-    assert expected_kind("export", ("a", "checkpoint-10")) == "export/checkpoint"
-    for stage, key in [
-        ("train", ("a", "weights", "step-010")), ("train", ("a", "notes")), ("train", ("a",)),
-        ("export", ("a", "best")), ("export", ("a", "checkpoint-010")), ("other", ("a", "begin")),
-        ("preprocess", ("plays", "a", "b")),
+    assert kind_at("preprocess", "plays", "00000") == "preprocess/unit"
+    assert kind_at("preprocess", "plays", "dataset") == "preprocess/dataset"
+    assert kind_at("preprocess", "plays", "hashes-00000") == "preprocess/hashes"
+    assert kind_at("preprocess", "plays", "duplicates") == "preprocess/duplicates"
+    assert kind_at("train", "a", "weights", "step-00000010") == "train/weights"
+    assert kind_at("train", "a", "begin") == "train/begin"
+    assert kind_at("train", "a", "drift", "step-00000010-0123abcd") == "train/drift"
+    assert kind_at("export", "a", "checkpoint-10") == "export/checkpoint"
+    for stage, *key in [
+        ("train", "a", "weights", "step-010"), ("train", "a", "notes"), ("train", "a"), ("export", "a", "best"),
+        ("export", "a", "checkpoint-010"), ("other", "a", "begin"), ("preprocess", "plays", "a", "b"),
+        ("preprocess", "plays", "notes"), ("preprocess", "plays", "hashes-a"),
     ]:  # fmt: skip
-        assert expected_kind(stage, key) is None
+        assert kind_at(stage, *key) is None
+
+
+def test_the_documented_records_are_those_of_the_table():
+    text = (Path(__file__).parent.parent / "docs/formats.md").read_text()
+    documented = re.findall(r"^\| `(\S+)\.json` \| `(\S+)` \|", text, re.MULTILINE)
+    assert sorted(documented) == sorted((f"{kind.stage}/{kind.place}", kind.name) for kind in KINDS)
+
+
+def test_a_record_that_is_not_in_the_table_cannot_be_published(manifest):
+    """So whatever is written is known to verify and documented."""
+    for kind, key in [("train/notes", ("a", "notes")), ("train/state", ("a", "weights", step_name(1)))]:
+        with pytest.raises(ValueError, match=r"found a record train/.*, expected one of the table"):
+            manifest.publish(make_record(kind, key, config="", inputs={}, files=[], facts={}))
+    assert not manifest.workspace.manifest().exists()
 
 
 @pytest.mark.parametrize(
@@ -269,7 +293,7 @@ def test_two_experiments_whose_runs_would_share_a_name_are_told_apart(trained, t
     message = "found the run of seed a-b of experiment tiny, expected that of seed a of experiment b-tiny"
     facts = begin_facts(second, "a", trained.dataset.content, {"threads": 1})
     for attempt in (
-        lambda: begin(trained.manifest, run, facts, [], allow_drift=True),
+        lambda: begin(trained.manifest, run, facts, allow_drift=True),
         lambda: is_complete(second, "a", trained.manifest),
         lambda: export(second, trained.workspace, Silent()),
     ):
@@ -288,6 +312,24 @@ def test_seeds_that_differ_in_more_than_the_seed_must_say_so(trained):
     [problem] = check(trained, quick=True).problems
     assert f"differs from {alias} in more than the seed, not declared: numerics.threads: was 1, is 2" in problem
     forge(trained, begun, facts=begun.facts | {"cohort": cohort, "drift": {alias: ["numerics.threads: was 1, is 2"]}})
+    assert problems(trained, quick=True) == ""
+    first = record(trained, "tiny", stage="cohort")
+    forge(trained, first, facts=first.facts | {"cohort": cohort})
+    assert "cohort/first tiny: found another cohort than that of its digest" in problems(trained, quick=True)
+    trained.manifest.remove("cohort", first.key)
+    assert f"train/begin {alias}/begin: the first run of its cohort is not recorded" in problems(trained, quick=True)
+
+
+def test_a_sibling_that_was_allowed_to_drift_is_verified(trained):
+    """So is one that was killed as it had begun, before it compared itself with the first run of its cohort."""
+    alias, battlestar = trained.train("alias", [0]), trained.experiment.run_name("battlestar")
+    facts = begin_facts(trained.experiment, "battlestar", trained.dataset.content, {"threads": 2})
+    elsewhere = Manifest(Workspace(trained.workspace.root.with_name("alone")))
+    trained.manifest.publish(publish_begin(elsewhere, battlestar, facts, allow_drift=False))
+    assert problems(trained, quick=True) == ""
+    begun = begin(trained.manifest, battlestar, facts, allow_drift=True)
+    assert begun.facts["drift"] == {alias: ["numerics.threads: was 1, is 2"]}
+    trained.train("battlestar", [0])
     assert problems(trained, quick=True) == ""
 
 

@@ -6,7 +6,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from mistral.errors import Findings, Stopped
 from pipeline import local
+from pipeline.train import report_ranks
 
 
 def gone(pid: int) -> bool:
@@ -39,6 +43,68 @@ def test_a_failed_rank_ends_the_others():
     codes = local.run_together([sys.executable, "-c", script], local.rank_environments(2))
     assert codes == [-signal.SIGKILL, 7]
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, "before the first is started"),
+        (signal.SIGTERM, "as the second starts"),
+        (signal.SIGTERM, "while they start up"),
+        (signal.SIGUSR2, "while they start up"),
+        (signal.SIGINT, "while they start up"),
+    ],
+)
+def test_a_signal_that_comes_while_ranks_are_started_stops_all_of_them(tmp_path, monkeypatch, number, moment):
+    """It is sent before any of them could have a handler: one that it ends by default is -15, one it misses is 3."""
+
+    class Popen(subprocess.Popen):
+        started = 0
+
+        def __init__(self, *arguments, **options):
+            if moment == "before the first is started" and not Popen.started:
+                os.kill(os.getpid(), number)
+            Popen.started += 1
+            super().__init__(*arguments, **options)
+            if moment == "as the second starts" and Popen.started == 2:  # which is not known as a child yet
+                os.kill(os.getpid(), number)
+
+    def wait_for(children):
+        if moment == "while they start up":
+            os.kill(os.getpid(), number)
+        return codes_of(children)
+
+    codes_of = local._wait_for
+    monkeypatch.setattr(local, "_wait_for", wait_for)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    verify = local.command_line(("verify", "--workspace", str(tmp_path)))
+    assert local.run_together(verify, local.rank_environments(2)) == [Stopped.exit_code] * 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+@pytest.mark.parametrize(
+    ("codes", "outcome"),
+    [([75, 75], Stopped), ([75, 1], Stopped), ([-9, 75], Stopped), ([75, 3], Findings), ([1, -9], Findings)],
+)
+def test_ranks_that_lose_one_that_was_stopped_are_stopped_and_did_not_fail(codes, outcome):
+    with pytest.raises(outcome):
+        report_ranks("alias-tiny-x21", codes)
+
+
+def test_a_signal_that_comes_as_the_last_rank_ends_is_not_lost(monkeypatch):
+    """So that the next seed is not begun."""
+    monkeypatch.setattr(local, "RECEIVED", [])
+    script = f"import os, signal, sys; os.kill({os.getpid()}, signal.SIGTERM)"
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        local.run_together([sys.executable, "-c", script], [{}])
+
+
+def test_a_flag_is_up_from_the_start_if_a_signal_came_before(monkeypatch):
+    monkeypatch.setattr(local, "RECEIVED", ["SIGTERM"])
+    flag = local.StopFlag()
+    flag.restore()
+    assert flag()
 
 
 def test_a_process_that_has_trained_ends_with_its_code_and_takes_no_interpreter_down(tmp_path):

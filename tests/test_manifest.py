@@ -1,6 +1,7 @@
 """The promises of mistral/manifest.py: records are whole, immutable, and stay inside the workspace."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import at, faults
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral.errors import ManifestError, PathError
+from mistral.errors import ManifestError, PathError, StorageError
 from mistral.files import canonical_json, digest_of, write_bytes
 from mistral.manifest import FileEntry, Manifest, Record, make_record, missing, parse_record
 from mistral.workspace import Workspace
@@ -23,7 +25,7 @@ KEY = ("owt-12345678", "00017")
 
 
 def record_of(key: tuple[str, ...] = KEY, **changes: Any) -> Record:
-    values = {"kind": "preprocess/shard", "config": "c" * 64, "inputs": {}, "files": (), "facts": {"tokens": 7}}
+    values = {"kind": "preprocess/unit", "config": "c" * 64, "inputs": {}, "files": (), "facts": {"tokens": 7}}
     return make_record(key=key, **(values | changes))
 
 
@@ -42,7 +44,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_a_record_is_never_torn(manifest: Manifest, fork: ForkContext):
-    write_unit(manifest, ("owt-0", "first"), b"")  # what made_by learns is learnt once, before the forks
+    write_unit(manifest, ("owt-0", "99999"), b"")  # what made_by learns is learnt once, before the forks
     chance = random.Random(7)
 
     def write(attempt: int) -> None:
@@ -129,9 +131,8 @@ def test_another_result_of_the_same_work_is_refused_with_the_difference(manifest
     manifest.publish(record_of(files=entries, inputs={"parent": "a" * 64}))
     written = manifest.path("preprocess", KEY).read_bytes()
     with pytest.raises(ManifestError) as caught:
-        manifest.publish(record_of(kind="preprocess/seal", files=changed, inputs={"parent": "b" * 64}, config="d" * 64))
+        manifest.publish(record_of(files=changed, inputs={"parent": "b" * 64}, config="d" * 64))
     message = str(caught.value)
-    assert "kind: recorded preprocess/shard, now preprocess/seal" in message
     assert "config: recorded cccccccccccc, now dddddddddddd" in message
     assert "input parent: recorded aaaaaaaaaaaa, now bbbbbbbbbbbb" in message
     assert "data/old: recorded 222222222222, now absent" in message
@@ -224,11 +225,11 @@ def test_a_record_in_the_place_of_another_unit_is_refused(manifest):
     manifest.publish(record_of())
     copy = manifest.path("preprocess", ("owt-12345678", "00018"))
     copy.write_bytes(manifest.path("preprocess", KEY).read_bytes())
-    with pytest.raises(ManifestError, match="found the record of preprocess/shard"):
+    with pytest.raises(ManifestError, match="found the record of preprocess/unit"):
         manifest.find("preprocess", ("owt-12345678", "00018"))
     stage = manifest.path("train", KEY)
     write_bytes(stage, copy.read_bytes())
-    with pytest.raises(ManifestError, match="found the record of preprocess/shard"):
+    with pytest.raises(ManifestError, match="found the record of preprocess/unit"):
         manifest.find("train", KEY)
 
 
@@ -295,8 +296,8 @@ def test_damage_reads_nothing_outside_the_workspace(manifest, tmp_path, path):
     manifest.workspace.root.mkdir()
     (tmp_path / "outside").write_bytes(b"x")
     (manifest.workspace.root / "link").symlink_to(tmp_path / "outside")
-    [problem] = manifest.damage(record_of(files=(FileEntry(path, 1, "0" * 64),)))
-    assert "workspace" in problem
+    with pytest.raises(PathError, match="workspace"):
+        manifest.damage(record_of(files=(FileEntry(path, 1, "0" * 64),)))
 
 
 # --- work to do ---------------------------------------------------------------------------------------------------
@@ -365,3 +366,26 @@ def test_a_folder_in_the_place_of_a_file_is_damage(manifest):
     path.mkdir(parents=True)
     [problem] = manifest.damage(record_of(files=(FileEntry("data", path.stat().st_size, "0" * 64),)))
     assert "Is a directory" in problem
+
+
+UNKNOWN = pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+
+
+@UNKNOWN
+@pytest.mark.parametrize("event", ["open", "stat", "lstat"])
+def test_a_file_that_cannot_be_read_is_an_error_and_no_damage(manifest, code, event):
+    record = write_unit(manifest, KEY, b"0123456789")
+    message = rf"cannot read .*00017\.h5: .* \({errno.errorcode[code]}\)(.|\n)*nothing was changed"
+    with faults(at(event, code, "00017.h5")), pytest.raises(StorageError, match=message):
+        manifest.damage(record)
+    assert manifest.damage(record) == []
+
+
+@UNKNOWN
+def test_a_record_that_cannot_be_read_is_an_error_and_not_absent(manifest, code):
+    record = write_unit(manifest, KEY, b"0123456789")
+    with faults(at("open", code, "00017.json")), pytest.raises(StorageError, match=errno.errorcode[code]):
+        manifest.find("preprocess", KEY)
+    with faults(at("scandir", code, KEY[0])), pytest.raises(StorageError, match=errno.errorcode[code]):
+        manifest.names("preprocess", KEY[:1])
+    assert manifest.find("preprocess", KEY) == record

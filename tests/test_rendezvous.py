@@ -134,8 +134,12 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize("rank_number", [0, 1])
-def test_a_signal_is_seen_while_a_rank_waits_for_the_others(alone, monkeypatch, rank_number):
-    monkeypatch.setenv("MASTER_LISTEN_FD", "" if rank_number else str(os.dup(alone.fileno())))
+@pytest.mark.parametrize("by_slurm", [True, False])
+def test_a_signal_is_seen_while_a_rank_waits_for_the_others(alone, monkeypatch, rank_number, by_slurm):
+    if by_slurm:
+        monkeypatch.setenv("MASTER_LISTEN_FD", "" if rank_number else str(os.dup(alone.fileno())))
+    elif rank_number == 0:
+        alone.close()  # rank 0 listens by itself
     with pytest.raises(Stopped, match="while the ranks waited for each other"):
         ranks.store_of(Ranks(rank_number, 0, 2), lambda: True)
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mistral import provenance
-from mistral.cohort import begin, begin_facts, record_drift
+from mistral.cohort import begin, begin_facts
+from mistral.drift import record_drift
 from mistral.errors import DataError, ManifestError
 from mistral.manifest import make_record
 from mistral.metrics import metrics_digest, read_metrics
@@ -23,7 +24,7 @@ def publish(run: Run, kind: str, step: int, **inputs: str) -> None:
 
 def finish(run: Run, **inputs: str) -> None:
     """What training leaves before it records the end."""
-    begin(run.manifest, run.name, begin_facts(run.experiment, run.seed, "d", run.numerics()), [], allow_drift=False)
+    begin(run.manifest, run.name, begin_facts(run.experiment, run.seed, "d", run.numerics()), allow_drift=False)
     publish(run, "weights", 12, **inputs)
     lines = [
         {"step": step, "loss": 6.0 - step, "timing": {"tokens_per_second": rate}}

@@ -262,6 +262,18 @@ def test_where_a_job_cannot_be_requeued_the_next_of_its_chain_goes_on(link, tmp_
     assert cancelled == []
 
 
+def test_the_last_job_of_a_chain_that_slurm_cut_short_says_so(link, tmp_path):
+    folder = tmp_path / "jobs" / "train" / "000001-aa"
+    folder.mkdir(parents=True)
+    told = {"stage": "train", "experiment": "tiny", "tasks": [0], "names": ["run"], "flags": [], "links": 3}
+    (folder / "submission.json").write_text(json.dumps(told))
+    (folder / "job.json").write_text(json.dumps({"job": "40", "next": ["41"]}))
+    link(1)
+    do(Workspace(tmp_path), OSError("no such node"))
+    with pytest.raises(Stopped, match="last job of its chain; run the same command"):
+        attempt.again(Workspace(tmp_path), 1)
+
+
 def test_attempts_without_progress_are_counted_over_the_jobs_of_a_chain(link, tmp_path):
     workspace = Workspace(tmp_path)
     for number in range(2):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from slurm_cluster import ROOT, DevCluster, ask, cluster, wait_until  # noqa: F4
 from mistral.lease import acquire
 from mistral.workspace import Workspace
 from pipeline import options
-from slurm import follow, queue, submissions, submit
+from slurm import follow, lock, queue, submit
 
 # ruff: noqa: F811  pytest's way of asking for a fixture
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -24,6 +25,7 @@ CLUSTER = """
 name: jobs
 executor: slurm
 extra: {extra}
+{more}
 stages:
   preprocess: {{tasks: 2, memory_gigabytes: 2, minutes: 20, array_width: {width}}}
   train: {{nodes: 2, ranks_per_node: 1, memory_gigabytes: 2, minutes: 30, array_width: 2}}
@@ -43,8 +45,10 @@ def call(folder: Path, name: str, *arguments: str, code: int = 0, cluster: str =
     return done.stdout if code == 0 else done.stderr
 
 
-def write_cluster(folder: Path, name: str = "jobs.yaml", extra: str = "{}", width: int = 2) -> None:
-    (folder / name).write_text(CLUSTER.format(extra=extra, width=width))
+def write_cluster(
+    folder: Path, name: str = "jobs.yaml", *, extra: str = "{}", width: int = 2, more: str = "setup: []"
+) -> None:
+    (folder / name).write_text(CLUSTER.format(extra=extra, width=width, more=more))
 
 
 def weights_of(workspace: Path) -> dict[str, str]:
@@ -163,8 +167,60 @@ def test_what_slurm_refuses_is_told_and_nothing_is_left_behind(cluster: DevClust
     errors = call(tiny, "preprocess", code=1)
     assert "Slurm refuses the job" in errors
     assert "reservation" in errors
-    with submissions.alone(Workspace(tiny / "ws")):
+    with lock.alone(Workspace(tiny / "ws")):
         assert "another process submits" in call(tiny, "preprocess", code=1)
+
+
+def test_setup_and_python_that_fail_end_the_attempt_with_their_line(cluster: DevCluster, tiny: Path):
+    failing = {"alias": "setup: [ulimit -c 0, module load cuda/99]", "battlestar": "python: /missing/python"}
+    for seed, more in failing.items():
+        write_cluster(tiny, f"{seed}.yaml", more=more)
+        call(tiny, "train", "--seed", seed, cluster=f"{seed}.yaml")
+    wait_until(lambda: not jobs_of(tiny), "the end of both jobs")
+    reasons = {run["run"]: (run["state"], run["reason"]) for run in json.loads(call(tiny, "status", "--json"))["runs"]}
+    for run, line in (("alias-tiny-x21", "module load cuda/99"), ("battlestar-tiny-x49", "/missing/python -c")):
+        state, reason = reasons[run]
+        assert (state, reason.count(f"setup failed: exit code 127 of: {line}")) == ("failed", 1)
+    logs = "".join(path.read_text() for path in (tiny / "ws" / "jobs").glob("train/*/*.err"))
+    assert logs.count("EnvironmentProblem: setup failed: exit code 127 of: ") == 2  # no attempt but the first
+
+
+def test_a_job_that_slurm_holds_is_released_by_the_same_command(cluster: DevCluster, tiny: Path):
+    """Its node is lost and comes back while a copy of the job is still there, as its daemon is halted."""
+    again = tiny / "again"
+    write_cluster(tiny, extra="{nodelist: n1}", more=f'setup: ["[ -e {again} ] || sleep 300"]')
+    [row] = json.loads(call(tiny, "preprocess", "--tasks", "1", "--json"))
+    wait_until(lambda: [job.state for job in jobs_of(tiny)] == ["RUNNING"], "the start of the job")
+    daemons = daemons_of(cluster, row["job"])
+    assert daemons
+    again.touch()
+    for process in daemons:
+        os.kill(process, signal.SIGSTOP)
+    ask("scontrol", "update", "nodename=n1", "state=down", "reason=lost")
+    ask("scontrol", "update", "nodename=n1", "state=resume")
+    wait_until(lambda: "launch failed requeued held" in [job.reason for job in jobs_of(tiny)], "the hold", 60)
+    for process in daemons:
+        os.kill(process, signal.SIGCONT)
+    wait_until(lambda: [job.state for job in jobs_of(tiny)] == ["PENDING"], "the end of the copy", 60)
+    ask("scontrol", "update", "nodename=n1", "state=resume")  # Slurm drains a node on which a job is there twice
+    assert f"preprocess: found job {row['job']}" in call(tiny, "preprocess", "--tasks", "1")
+    wait_until(lambda: not jobs_of(tiny), "the end of the job", 60)
+    assert list((tiny / "ws").glob("manifest/preprocess/*/dataset.json"))
+    [released] = (tiny / "ws" / "jobs" / "preprocess").glob("*/released-*")
+    assert released.name == f"released-{row['job']}-1"
+
+
+def daemons_of(cluster: DevCluster, job: str) -> list[int]:
+    """The processes of Slurm that stand for a job on its node, which is a namespace of this machine."""
+    found, settings = [], f"SLURM_CONF={cluster.environment['DEVCLUSTER_DIR']}/".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"slurmstepd: [{job}.".encode() in words and settings in environment:
+            found.append(int(folder.name))
+    return found
 
 
 def test_where_slurm_does_not_answer_nothing_is_submitted_and_nothing_is_called_failed(

@@ -13,12 +13,13 @@ from click.testing import CliRunner
 
 from mistral.config import load_cluster, load_experiment
 from mistral.errors import ConfigError
+from mistral.kinds import kind_of
 from mistral.manifest import make_record
 from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline.cli import cli
 from pipeline.context import Context
-from slurm import follow, plans, queue, submissions, submit
+from slurm import follow, plans, queue, script, submissions, submit
 from slurm.task import Tasks
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,7 +40,8 @@ def context(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
 
 def record(context: Context, *names: str) -> None:
     stage, *key = names
-    context.manifest.publish(make_record(f"{stage}/x", tuple(key), config="", inputs={}, files=[], facts={}))
+    kind = kind_of(stage, tuple(key)).name
+    context.manifest.publish(make_record(kind, tuple(key), config="", inputs={}, files=[], facts={}))
 
 
 def test_the_text_that_sbatch_gets_is_known_to_the_letter(context, monkeypatch):
@@ -82,7 +84,9 @@ def test_no_more_chains_go_on_at_a_time_than_the_array_is_wide(context, monkeypa
         context, cluster=context.cluster.model_copy(update={"requeue": False, "stages": stages})
     )
     plan = submit.Plan("train", ((0, "a"), (1, "b"), (4, "c")), ())
-    jobs = submit._submit_chains(forbids, plan, plan.units, ["90"])
+    doing = submit.Submitting(forbids)
+    submit._submit_chains(doing, plan, plan.units, ["90"])
+    jobs = doing.jobs
     assert [job.numbers for job in jobs] == [("1", "2"), ("3", "4"), ("5", "6")]
     assert [job.submission.jobs() for job in jobs] == [["1", "2"], ["3", "4"], ["5", "6"]]
     assert launched[:2] == [(0, 0, ["afterok:90", "singleton"]), (0, 1, ["afterok:90", "singleton"])]
@@ -172,10 +176,10 @@ def test_an_index_of_an_array_becomes_the_task_that_was_missing(monkeypatch):
 
 def test_gpus_may_be_asked_for_by_kind(context):
     by_kind = context.cluster.model_copy(update={"gres": "gpu:a100:8"})
-    size = submit._size(by_kind.stages.train, by_kind)
+    size = script.size(by_kind.stages.train, by_kind)
     assert size["gres"] == "gpu:a100:8"
     assert "gpus_per_node" not in size
-    assert "gres" not in submit._size(by_kind.stages.export, by_kind)
+    assert "gres" not in script.size(by_kind.stages.export, by_kind)
 
 
 def test_a_dry_run_where_nothing_is_submitted_is_a_wrong_command_line(tmp_path):

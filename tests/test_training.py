@@ -124,31 +124,16 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(make_run):
         train(run, stop_after(7))
     flip_a_bit(run.manifest.workspace.state(run.name, 7) / "state.safetensors")
     said = train(run)
-    assert "the state of step 7 is damaged and will not be used: runs/alias-tiny-x21/state/step-00000007/" in said[0]
-    assert "found sha256" in said[0]
+    assert (
+        "set aside runs/alias-tiny-x21/state/step-00000007 as runs/alias-tiny-x21/set-aside/step-00000007-" in said[0]
+    )
+    assert "the state of step 7 is damaged: runs/alias-tiny-x21/state/step-00000007/state.safetensors: found" in said[0]
     assert said[1:] == ["alias-tiny-x21: going on from step 6"]
     assert steps_of(run) == list(range(1, 13))
     undisturbed = make_run("name=other")
     train(undisturbed)
     for kind in ("weights", "state"):
         assert hashes(run, kind, 12) == hashes(undisturbed, kind, 12)
-
-
-def test_without_a_whole_state_it_starts_again_from_zero_and_says_so(make_run):
-    run = make_run()
-    with pytest.raises(Stopped):
-        train(run, stop_after(4))
-    before = {step: run.manifest.get("train", (run.name, "weights", step_name(step)), "") for step in (0, 2, 4)}
-    for step in (3, 4):
-        flip_a_bit(run.manifest.workspace.state(run.name, step) / "state.safetensors")
-    said = train(run)
-    assert [text for text in said if "is damaged" not in text] == [
-        "alias-tiny-x21: found no whole state, starting again from step 0"
-    ]
-    assert len(said) == 3
-    assert steps_of(run) == list(range(1, 13))
-    for step, record in before.items():
-        assert run.manifest.get("train", (run.name, "weights", step_name(step)), "") == record
 
 
 def test_an_error_of_the_background_writer_stops_the_run_at_the_next_step(make_run, monkeypatch):

@@ -41,7 +41,7 @@ def test_a_whole_workspace_has_no_problems_and_is_not_changed(exported):
     report = check(exported)
     assert report.problems == []
     assert "no problems" in report.as_text()
-    assert report.records == 2 + 2 * (1 + 3 + 1 + 1 + 3)
+    assert report.records == 2 + 1 + 2 * (1 + 3 + 1 + 1 + 3)
     assert report.files == 1 + 2 + 2 * (3 * 2 + 2 + 3 * 6)
     assert json.loads(json.dumps(report.to_json()))["bytes"] == report.bytes > 0
     assert {path: path.stat().st_mtime_ns for path in exported.workspace.root.rglob("*")} == before
