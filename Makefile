@@ -2,7 +2,7 @@
 # make test         install, then run every check and every test
 # make test-slurm   install, Slurm included (needs root and apt), then run the tests on a real Slurm
 # make check        the fast part: format, lint, types, import rules
-# make docs         write docs/cli.md from the command line's own help
+# make docs         write docs/cli.md from the command line's own help, docs/config.md from the sections of a config
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,6 +36,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(VENV)/bin/python docs/cli_reference.py
+	$(VENV)/bin/python docs/config_reference.py
 
 $(VENV)/.installed: $(PINS)
 	@echo "installing into $(VENV) (about two minutes)"

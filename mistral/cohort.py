@@ -6,24 +6,30 @@ with another config; a resume on other software or hardware is recorded, and end
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mistral.config import Experiment
+from mistral.drift import differences
 from mistral.errors import ConfigError, ManifestError
+from mistral.extension import (
+    extend,
+    last_step,
+    of_any_length,
+    plan_of,
+    refusal_of_length,
+    steps_made,
+    training_of,
+    with_plan,
+    without_length,
+)
 from mistral.files import digest_of
 from mistral.manifest import Manifest, Record, make_record
 from mistral.provenance import software
 
-CONDITIONS = ("software", "numerics")  # what may change between two attempts of a run
 ADVICE_FROZEN = (
-    "model, data, training (but logging_steps) and the seed are frozen once a run has begun\n"
+    "model, data, training (but logging_steps) and the seed are frozen once a run has made its first checkpoint\n"
     "  set them back, or give the experiment another name"
 )
-
-# What a run can claim, the strongest first.
-SAME_BITS, SAME_BATCHES, CLOSE_NUMBERS = "same bits", "same batches", "close numbers"
-DIVISION = ("numerics.world_size:", "numerics.zero_stage:", "numerics.threads:")  # how the work is divided
 
 
 def identity(experiment: Experiment, seed: str) -> dict[str, Any]:
@@ -68,17 +74,31 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool
         ManifestError: the dataset is not the one that the run began with.
     """
     begun = manifest.find("train", (run, "begin"))
+    if begun is not None and steps_made(manifest, run) is not None:
+        refuse_changes(manifest, begun, facts)
+        refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
+        refuse_other_data(begun, facts["cohort"]["data"])
+        extend(manifest, begun, facts)
+        stands_in_cohort(manifest, begun)  # records the cohort if nothing has
+        return begun
+    if begun is not None and differences({**begun.facts, "drift": {}}, {**facts, "drift": {}}):
+        _withdraw(manifest, begun)
+        begun = None
     if begun is None:
         _refuse_lost_beginning(manifest, run)
         begun = publish_begin(manifest, run, facts, allow_drift)
-    else:
-        refuse_changes(begun, facts)
-        refuse_other_schedule(manifest, begun, facts["scheduled_steps"])
-        refuse_other_data(begun, facts["cohort"]["data"])
-    if stands_in_cohort(manifest, begun) or manifest.names("train", (run, "weights")):
+    if stands_in_cohort(manifest, begun):
         return begun
     manifest.remove("train", begun.key)
     return begin(manifest, run, facts, allow_drift)
+
+
+def _withdraw(manifest: Manifest, begun: Record) -> None:
+    """Take back the record of a beginning that no step followed, which binds nobody."""
+    run = begun.key[0]
+    for name in manifest.names("train", (run, "drift")):
+        manifest.remove("train", (run, "drift", name))
+    manifest.remove("train", begun.key)
 
 
 def _refuse_lost_beginning(manifest: Manifest, run: str) -> None:
@@ -100,8 +120,10 @@ def publish_begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_dri
     Raises:
         ConfigError: it differs, and that is not allowed.
     """
-    first, drift = find_first(manifest, facts["experiment"]), {}
-    if first and (lines := differences(first.facts["cohort"], facts["cohort"])):
+    first, drift = binding_first(manifest, facts["experiment"], facts["cohort"]), {}
+    if first is None and (stale := find_first(manifest, facts["experiment"])):
+        manifest.remove_record(stale)
+    if first and (lines := differences_in_cohort(manifest, first, facts["cohort"])):
         drift = {first.facts["run"]: lines}
         if not allow_drift:
             raise _drifted(run, drift)
@@ -124,12 +146,33 @@ def stands_in_cohort(manifest: Manifest, begun: Record) -> bool:
     facts = {"run": begun.key[0], "cohort": cohort}
     record = make_record("cohort/first", (experiment,), config=digest_of(cohort), inputs={}, files=[], facts=facts)
     first = find_first(manifest, experiment) or manifest.publish_first(record)
-    return first.facts["run"] in begun.facts["drift"] or not differences(first.facts["cohort"], cohort)
+    return first.facts["run"] in begun.facts["drift"] or not differences_in_cohort(manifest, first, cohort)
 
 
 def find_first(manifest: Manifest, experiment: str) -> Record | None:
     """The record of the first run of an experiment, with which its siblings are compared; None if none has begun."""
     return manifest.find("cohort", (experiment,))
+
+
+def binding_first(manifest: Manifest, experiment: str, cohort: Mapping[str, Any]) -> Record | None:
+    """The first run of an experiment, unless its config is another one and no run of the experiment has made a step."""
+    first = find_first(manifest, experiment)
+    if first is None or first.facts["cohort"]["config"] == cohort["config"]:
+        return first
+    folder = manifest.workspace.manifest() / "train"
+    for run in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        begun = manifest.find("train", (run, "begin"))
+        if begun and begun.facts["experiment"] == experiment and steps_made(manifest, run) is not None:
+            return first
+    return None
+
+
+def differences_in_cohort(manifest: Manifest, first: Record, cohort: dict[str, Any]) -> list[str]:
+    """How a run differs from the first one of its cohort in more than its seed and its length."""
+    begun = manifest.find("train", (first.facts["run"], "begin"))
+    training = training_of(plan_of(manifest, begun)) if begun else first.facts["cohort"]["config"]["training"]
+    now = of_any_length(cohort, cohort["config"]["training"])
+    return differences(of_any_length(first.facts["cohort"], training), now)
 
 
 def refuse_known_drift(manifest: Manifest, experiment: str, run: str, known: Mapping[str, Any]) -> None:
@@ -144,11 +187,12 @@ def refuse_known_drift(manifest: Manifest, experiment: str, run: str, known: Map
     Raises:
         ConfigError: shows what differs.
     """
-    if (first := find_first(manifest, experiment)) is None:
+    first = binding_first(manifest, experiment, known) if "config" in known else find_first(manifest, experiment)
+    if first is None:
         return
     then, numerics = first.facts["cohort"], known.get("numerics", {})
     now = {**then, **known, "numerics": {name: numerics.get(name, was) for name, was in then["numerics"].items()}}
-    if lines := differences(then, now):
+    if lines := differences_in_cohort(manifest, first, now):
         raise _drifted(run, {first.facts["run"]: lines})
 
 
@@ -160,10 +204,12 @@ def _drifted(run: str, drift: dict[str, list[str]]) -> ConfigError:
     )
 
 
-def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with another config than the run began with.
+def refuse_changes(manifest: Manifest, earlier: Record, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with another config than the run began with; a longer run is none if its past stays as it is.
+
 
     Args:
+        manifest: the records.
         earlier: the record of the run's beginning.
         facts: what `identity` gives now.
 
@@ -177,10 +223,17 @@ def refuse_changes(earlier: Record, facts: Mapping[str, Any]) -> None:
             f"{now[0]} of experiment {now[1]}, which has the same name\n"
             "  rename the seed or the experiment, or use another workspace"
         )
-    changes = differences(earlier.facts["frozen"], facts["frozen"])
+    frozen, now = with_plan(earlier.facts["frozen"], plan_of(manifest, earlier)), facts["frozen"]
+    changes, why = differences(frozen, now), ""
+    if changes and without_length(frozen) == without_length(now):
+        steps = steps_made(manifest, earlier.key[0]) or 0
+        refusal = refusal_of_length(frozen["training"], now["training"], steps)
+        changes, why = (changes, f"  {refusal}\n") if refusal else ([], "")
     if changes:
         shown = "\n".join(f"  {line}" for line in changes)
-        raise ConfigError(f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{ADVICE_FROZEN}")
+        raise ConfigError(
+            f"{earlier.key[0]}: the config differs from the one it began with:\n{shown}\n{why}  {ADVICE_FROZEN}"
+        )
 
 
 def refuse_other_configs(manifest: Manifest, experiment: Experiment, seeds: Iterable[str]) -> None:
@@ -191,7 +244,7 @@ def refuse_other_configs(manifest: Manifest, experiment: Experiment, seeds: Iter
     """
     for seed in seeds:
         if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
-            refuse_changes(begun, identity(experiment, seed))
+            refuse_changes(manifest, begun, identity(experiment, seed))
 
 
 def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequence[int]) -> None:
@@ -203,15 +256,17 @@ def refuse_other_schedule(manifest: Manifest, earlier: Record, scheduled: Sequen
     run = earlier.key[0]
     recorded = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "weights"))}
     states = {int(name.rpartition("-")[2]) for name in manifest.names("train", (run, "state"))}
-    begun, present = set(earlier.facts["scheduled_steps"]), max(recorded | states, default=0)
-    gone = sorted(begun - set(scheduled))
+    plan, present = plan_of(manifest, earlier), max(recorded | states, default=0)
+    begun = set(plan.facts["scheduled_steps"])
+    former_end = {last_step(plan)} if scheduled[-1] > last_step(plan) else set()
+    gone = sorted(begun - set(scheduled) - former_end)
     late = sorted(step for step in set(scheduled) - begun - recorded if step <= present)
     for steps, what in ((gone, "without the steps"), (late, "with the steps")):
         if steps:
             shown = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
             raise ConfigError(
                 f"{run}: checkpoints.schedule: found one {what} {shown}, expected the one that the run began with, or "
-                f"more steps after its present step {present}\n  set the schedule back, or extend it beyond that step"
+                f"more steps after its present step {present}\n  set the schedule back, or add later steps only"
             )
 
 
@@ -231,99 +286,3 @@ def refuse_other_data(earlier: Record, dataset: str) -> None:
             "which the run began: the corpus was preprocessed again and came out differently\n"
             "  restore the former dataset and its records, or give the experiment another name"
         )
-
-
-def promise(begun: Record, drift: Iterable[Record]) -> str:
-    """What a run can claim.
-
-    Same bits: nothing changed while it was trained, and its algorithms are deterministic. Same batches: the work was
-    divided in another way, or the algorithms are not deterministic. Close numbers: it went on with other software or
-    hardware.
-
-    Args:
-        begun: the record of its beginning.
-        drift: the records of what changed.
-    """
-    changes = [change for record in drift for change in record.facts["changes"]]
-    if not all(change.startswith(DIVISION) for change in changes):
-        return CLOSE_NUMBERS
-    return SAME_BATCHES if changes or not begun.facts["frozen"]["training"]["deterministic"] else SAME_BITS
-
-
-def changes_between(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How software and numerics differ; what `now` does not hold is not compared."""
-    return [line for name in CONDITIONS if name in now for line in differences(then[name], now[name], name)]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How a run goes on: `content` of the last drift record that it descends from, None if it has none."""
-
-    content: str | None
-    changes: tuple[str, ...] = ()
-
-
-def record_drift(manifest: Manifest, begun: Record, facts: dict[str, Any], step: int, former: str | None) -> Drift:
-    """Record that a run goes on with other software or hardware than before.
-
-    The checkpoints that follow name this record among their inputs, and states hand it on.
-
-    Args:
-        manifest: the records.
-        begun: the run's beginning.
-        facts: what `begin_facts` gives now.
-        step: where the run goes on.
-        former: the drift that the state at `step` names.
-
-    Raises:
-        ManifestError: the record of the former drift is gone.
-    """
-    run = begun.key[0]
-    now = {name: facts["cohort"][name] for name in CONDITIONS}
-    then = find_drift(manifest, run, former).facts["now"] if former else begun.facts["cohort"]
-    changes = changes_between(then, now)
-    if not changes:
-        return Drift(former)
-    key = (run, "drift", f"step-{step:08d}-{digest_of(now)[:8]}")
-    inputs = {"begin": begun.content} | ({"drift": former} if former else {})
-    told = {"step": step, "changes": changes, "now": now}
-    record = manifest.publish(make_record("train/drift", key, config=begun.config, inputs=inputs, files=[], facts=told))
-    return Drift(record.content, tuple(changes))
-
-
-def find_drift(manifest: Manifest, run: str, content: str) -> Record:
-    """The record of a change of software or hardware.
-
-    Raises:
-        ManifestError: it is not there.
-    """
-    for name in manifest.names("train", (run, "drift")):
-        record = manifest.find("train", (run, "drift", name))
-        if record is not None and record.content == content:
-            return record
-    raise ManifestError(
-        f"{run}: found no record of the drift {content[:12]} under manifest/train/{run}/drift, expected the one that "
-        "its states name; restore it"
-    )
-
-
-def drift_of(manifest: Manifest, checkpoint: Record) -> list[Record]:
-    """The changes of software or hardware that a checkpoint descends from, in their order.
-
-    Raises:
-        ManifestError: one of them is not recorded.
-    """
-    drift: list[Record] = []
-    content = checkpoint.inputs.get("drift")
-    while content:
-        drift.insert(0, find_drift(manifest, checkpoint.key[0], content))
-        content = drift[0].inputs.get("drift")
-    return drift
-
-
-def differences(then: Any, now: Any, where: str = "") -> list[str]:
-    """`training.learning_rate: was 0.0006, is 0.0003`, one line for each leaf that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted(then.keys() | now.keys())
-        return [line for key in keys for line in differences(then.get(key), now.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if then == now else [f"{where}: was {then!r}, is {now!r}"]

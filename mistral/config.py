@@ -6,13 +6,15 @@ mistral/configerrors.py turns what is wrong into one message.
 """
 
 import difflib
+import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError
 
+from mistral import sizes
 from mistral.clusters import ArrayStage, Cluster, Stages, TrainStage
 from mistral.configerrors import explain
 from mistral.datasections import Data, FilesSource, HubSource, PackageSource, TrainedTokenizer
@@ -52,21 +54,51 @@ class Experiment(Section):
     """What to train."""
 
     name: Name
-    folder: str | None = None  # where relative paths start; that of the experiment's file unless given
+    """What the experiment is called; part of the name of each of its runs."""
+    folder: str | None = None
+    """Where relative paths start; the folder of the experiment's file unless given."""
     seeds: Mapping[Name, Seeds] = Field(min_length=1)
+    """The runs: a name and a seed for each, one number for all three streams of randomness, or a section. [no unit]"""
     data: Data
+    """Which text, and how it becomes tokens."""
     model: Model
+    """Shape of the model."""
     training: Training
-    checkpoints: Checkpoints
+    """Hyperparameters."""
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept of a run."""
     evaluation: Evaluation = Evaluation()
+    """When, and on what, the model is measured."""
     export: Export = Export()
+    """What is exported, and where it is published."""
 
     _folder: Path = PrivateAttr(default=Path())
     _arguments: tuple[str, ...] = PrivateAttr(default=())  # of the command line: where it was read from, and --set
 
     def checks(self) -> tuple[Check, ...]:
         """Sequences fit into the model's context, and leave no gap between the windows of an evaluation."""
-        return (self._long_sequences, self._nothing_to_predict, self._long_stride, self._texts_for_ids)
+        own = (
+            self._equal_seeds,
+            self._long_sequences,
+            self._nothing_to_predict,
+            self._long_stride,
+            self._texts_for_ids,
+        )
+        return (*own, *(functools.partial(self._of_size, check) for check in sizes.CHECKS))
+
+    def _equal_seeds(self) -> str | None:
+        """Two runs with the same streams are the same run; without dropout its stream decides nothing."""
+        streams = ("init", "data", "dropout") if self.model.drops_out() else ("init", "data")
+        first: dict[tuple[int, ...], str] = {}
+        for name, seeds in self.seeds.items():
+            numbers = tuple(getattr(seeds, stream) for stream in streams)
+            if (other := first.setdefault(numbers, name)) != name:
+                return (
+                    f"seeds.{name}: found {', '.join(f'{s} {n}' for s, n in zip(streams, numbers, strict=True))}, as "
+                    f"seeds.{other} has, which would train the same run twice, expected another number in one of them; "
+                    "change a number, or leave one of the two seeds out"
+                )
+        return None
 
     def _long_sequences(self) -> str | None:
         if self.seq_len <= self.model.n_positions:
@@ -99,6 +131,14 @@ class Experiment(Section):
             f"evaluation: found {', '.join(self.evaluation.chosen())} beside a corpus of token ids, expected no text, "
             "as there is no tokenizer for it; leave the evaluation sets out"
         )
+
+    def _of_size(self, check: Callable[[sizes.Size], str | None]) -> str | None:
+        return check(self.size())
+
+    def size(self) -> sizes.Size:
+        """How large the model and its training are; with GPT-2's vocabulary where the tokenizer is not known yet."""
+        vocabulary = self.data.vocabulary() or sizes.GPT2_VOCABULARY
+        return sizes.Size(self.model, self.training, self.checkpoints, vocabulary, self.seq_len)
 
     @property
     def seq_len(self) -> int:
@@ -155,10 +195,11 @@ class Experiment(Section):
 
     def shared_sections(self) -> dict[str, Any]:
         """What every run of the cohort has in common: model, data, and training but for its logging."""
+        free = {"logging_steps"} | ({"lr_decay_steps"} if self.training.lr_decay_steps is None else set())
         return {
             "data": self.data.identity(),
             "model": self.model.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json", exclude={"logging_steps"}),
+            "training": self.training.model_dump(mode="json", exclude=free),
         }
 
 

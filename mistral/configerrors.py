@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from mistral.section import Section
 
 Location = tuple[int | str, ...]
+MOST_TOLD = 100  # problems; a file that has more is no config
 SOURCES = ("files", "package", "hub")  # the kinds of a source, which pydantic adds to the locations inside it
 
 EXPECTED = {
@@ -53,7 +54,8 @@ def explain(raw: dict[str, Any], model: type[Section], error: ValidationError, o
     told = [item for item in told if item["type"] != "too_short" or item["loc"] not in within]
     problems = [*(_problem(item, model) for item in told), *_what_is_valid(raw, model, ())[1]]
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in problems)])
+    more = [f"and {len(problems) - MOST_TOLD} more; mend these first"] if len(problems) > MOST_TOLD else []
+    return "\n".join([f"{origin} has {count}:", *(f"  {problem}" for problem in [*problems[:MOST_TOLD], *more])])
 
 
 def _what_is_valid(raw: dict[str, Any], model: type[Section], where: Location) -> tuple[Section, list[str]]:
@@ -103,7 +105,7 @@ def _problem(item: Any, model: type[Section]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(where, str(item["loc"][-1]), valid_keys(model, item["loc"][:-1]))
     if kind == "missing":
-        return f"{where}: found nothing, expected a value; add it"
+        return f"{where}: found nothing, expected {_meaning(model, item['loc'])}; add it"
     expected = EXPECTED.get(kind) or _sentence(item["msg"])
     return f"{where}: found {_shown(item.get('input'))}, expected {expected}; change the value"
 
@@ -146,6 +148,18 @@ def valid_keys(model: type[BaseModel], location: Location) -> list[str]:
         found = chosen or [inner for one in found for inner in _inside(one, part)]
     names = {name for one in found if _is_model(one) for name in one.model_fields}
     return sorted(names)
+
+
+def _meaning(model: type[BaseModel], location: Location) -> str:
+    """What the key at a location means."""
+    found: list[Any] = [model]
+    for part in location[:-1]:
+        found = [inner for one in found for inner in _inside(one, part)]
+    fields = [
+        one.model_fields[str(location[-1])] for one in found if _is_model(one) and location[-1] in one.model_fields
+    ]
+    text = (fields[0].description or "") if fields else ""
+    return f"a value: {' '.join(text.split()).rstrip('.')}" if text else "a value"
 
 
 def _inside(annotation: Any, part: int | str) -> list[Any]:

@@ -12,26 +12,37 @@ class FilesSource(Section):
     """Text files on this file system; globs, relative to the experiment's file."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    validation_files: tuple[str, ...] = ()  # used as they are, instead of a split by hash
-    document: Literal["file", "line"] = "file"  # what one document is in .txt and .md
+    """Names or globs of .jsonl, .parquet, .txt and .md files, also .gz and .zst of them."""
+    validation_files: tuple[str, ...] = ()
+    """Names or globs of the validation documents, which are used as they are instead of a split by hash."""
+    document: Literal["file", "line"] = "file"
+    """What one document is in .txt and .md files."""
 
 
 class PackageSource(Section):
     """Text files that come inside an installed Python package; the package itself is never imported."""
 
     package: str
+    """Name of the package, as it is imported."""
     glob: str
+    """Which of its files, as a glob from the package's folder."""
     document: Literal["file", "line"] = "file"
+    """What one document is in .txt and .md files."""
 
 
 class HubSource(Section):
     """A dataset of the Hugging Face Hub, or a folder written by `Dataset.save_to_disk`."""
 
     hub: str
+    """`owner/name` of a dataset of the Hub, or a folder."""
     revision: str = "main"
-    config: str | None = None  # the Hub's name of a subset
+    """Branch, tag or commit."""
+    config: str | None = None
+    """The Hub's name of a subset."""
     split: str = "train"
-    validation_split: str | None = None  # used as it is, instead of a split by hash
+    """Which split is trained on."""
+    validation_split: str | None = None
+    """Which split is the validation split, used as it is instead of a split by hash."""
 
 
 def _kind_of_source(value: Any) -> str | None:
@@ -66,21 +77,26 @@ def brings_validation(source: Sources) -> bool:
 class TrainTokenizer(Section):
     """How GPT-2's kind of tokenizer is trained on the training documents."""
 
-    vocab_size: Annotated[Whole, Field(ge=257)]  # the 256 bytes, end-of-text, and what is merged from them
-    megabytes: Positive = 1000  # of text it is trained on: the same share of the beginning of every unit
+    vocab_size: Annotated[Whole, Field(ge=257)]
+    """Size of the vocabulary: the 256 bytes, end-of-text, and what is merged from them. [tokens]"""
+    megabytes: Positive = 1000
+    """Text that it is trained on: the same share of the beginning of every unit. [MB]"""
 
 
 class TrainedTokenizer(Section):
     """A tokenizer that is trained from scratch."""
 
     train: TrainTokenizer
+    """How it is trained."""
 
 
 class PassthroughIds(Section):
     """The vocabulary of a corpus that is token ids already."""
 
     vocab_size: Positive
-    end_of_text_id: Count  # put after each document
+    """Size of the vocabulary: ids are below it. [tokens]"""
+    end_of_text_id: Count
+    """The id that is put after each document. [token id]"""
 
     def checks(self) -> tuple[Check, ...]:
         """End-of-text is in the vocabulary."""
@@ -98,6 +114,7 @@ class PassthroughTokenizer(Section):
     """No tokenizer: data.text_field holds lists of token ids."""
 
     passthrough: PassthroughIds
+    """The vocabulary of the ids."""
 
 
 def _kind_of_tokenizer(value: Any) -> str | None:
@@ -121,17 +138,26 @@ class Data(Section):
     """Which text, and how it becomes tokens. Shards depend on this section and on the text alone."""
 
     name: Name
+    """What the dataset is called in the workspace."""
     source: Sources
-    text_field: str = "text"  # of jsonl, parquet and datasets
-    # gpt2; a folder that holds tokenizer.json, relative to the experiment's file; {train: {vocab_size: 8192}}; or
-    # {passthrough: {vocab_size: 50257, end_of_text_id: 50256}} where text_field holds token ids
+    """Where the text comes from: one source, or a list of several, which are concatenated."""
+    text_field: str = "text"
+    """Which field of JSON objects, tables and datasets holds the text."""
     tokenizer: Annotated[TokenizerChoice, KIND_OF_TOKENIZER] = "gpt2"
-    tokenizer_engine: Literal["fast", "reference"] = "fast"  # the same shards, a hundred times faster or slower
+    """`gpt2`; a folder that holds tokenizer.json, relative to the experiment's file; or a section `train` or
+    `passthrough`."""
+    tokenizer_engine: Literal["fast", "reference"] = "fast"
+    """Which code tokenizes: both give the same shards, `reference` a hundred times slower."""
     validation_fraction: Probability = 0.0005
+    """Share of the documents that become the validation split, by their hash; 0 for none. [fraction]"""
     detokenizer: Literal["none", "wikitext"] = "none"
-    deduplicate: Literal["none", "exact"] = "none"  # exact: of the same document only the first stays
+    """`wikitext` takes out the spaces that WikiText's tokenization put in."""
+    deduplicate: Literal["none", "exact"] = "none"
+    """`exact`: of documents that are the same only the first stays."""
     on_bad_document: Literal["stop", "skip"] = "stop"
-    unit_megabytes: Positive = 256  # of source text per unit of work
+    """What happens at a document that cannot be read: `skip` counts it and goes on."""
+    unit_megabytes: Positive = 256
+    """Source text of one unit of work. [MB]"""
 
     def checks(self) -> tuple[Check, ...]:
         """The validation split has one origin; ids are not text."""
@@ -145,6 +171,13 @@ class Data(Section):
     def passthrough(self) -> PassthroughIds | None:
         """The vocabulary of a corpus that is token ids already."""
         return self.tokenizer.passthrough if isinstance(self.tokenizer, PassthroughTokenizer) else None
+
+    def vocabulary(self) -> int | None:
+        """Tokens in the vocabulary, where this section says it."""
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            return self.tokenizer.train.vocab_size
+        ids = self.passthrough()
+        return ids.vocab_size if ids else None
 
     def _validation_overlap(self) -> str | None:
         if not (self.brings_validation() and self.validation_fraction):

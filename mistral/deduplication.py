@@ -44,11 +44,11 @@ def hash_missing(
     left = [unit for unit in units if manifest.find("preprocess", (dataset, hashes_name(unit.name))) is None]
     if not left:
         return
-    progress.start(f"deduplicate {dataset}", max(1, sum(unit.bytes() for unit in left) // MEGABYTE), "MB")
+    progress.start(f"deduplicate {dataset}", sum(unit.bytes() for unit in left) / MEGABYTE, "MB")
     try:
         for unit in left:
             _hash_unit(manifest, experiment, plan, unit, workers)
-            progress.advance(unit.bytes() // MEGABYTE)
+            progress.advance(unit.bytes() / MEGABYTE)
     finally:
         progress.finish()
 

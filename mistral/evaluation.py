@@ -17,6 +17,7 @@ from mistral.shards import TokenStream
 from mistral.windows import LAST_WORD, Window, WindowSet
 
 PROBE_SEQUENCES = 4
+PREFIX_TOKENS = 128  # of the first of them
 LARGEST_EXPONENT = 700.0  # e^710 is no float any more
 
 
@@ -149,8 +150,11 @@ def probe_sequences(stream: TokenStream) -> list[list[int]]:
     return rows
 
 
-def probe_loss(network: Any, sequences: list[list[int]]) -> float:
-    """Mean loss on the probe in fp32 and eval mode, without autocast; all ranks must call it.
+def probe_losses(network: Any, sequences: list[list[int]]) -> tuple[float, float]:
+    """Mean loss on the probe, and on its beginning, in fp32 and eval mode, without autocast; all ranks must call it.
+
+    The beginning is the first PREFIX_TOKENS of the first sequence; no token of it sees a later one, so that it costs no
+    pass of its own here, and an export can be checked with a pass over these tokens alone.
 
     Args:
         network: with the fp32 weights that are saved (`engine.in_fp32`); left in training mode.
@@ -159,6 +163,8 @@ def probe_loss(network: Any, sequences: list[list[int]]) -> float:
     input_ids = torch.tensor(sequences, device=network.device)  # (sequences, seq_len) int64
     network.eval()
     with torch.no_grad():
-        loss = network(input_ids=input_ids, labels=input_ids).loss
+        output = network(input_ids=input_ids, labels=input_ids)
+        beginning = output.logits[0, : PREFIX_TOKENS - 1][: input_ids.shape[1] - 1].float()  # (tokens - 1, vocabulary)
+        prefix = torch.nn.functional.cross_entropy(beginning, input_ids[0, 1 : len(beginning) + 1])
     network.train()
-    return float(loss)
+    return float(output.loss), float(prefix)

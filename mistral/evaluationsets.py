@@ -3,7 +3,9 @@
 An evaluation set is an ordinary dataset of the project: `data` makes the section that it is prepared from.
 """
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from mistral.datasections import Data, HubSource, Sources, TrainedTokenizer, brings_validation
 from mistral.section import Check, Positive, Section
@@ -27,8 +29,11 @@ class EvaluationSet(Section):
     """A text that is measured on and never trained on."""
 
     source: Sources
+    """Where the text comes from, as in `data`."""
     text_field: str = "text"
+    """Which field of JSON objects, tables and datasets holds the text."""
     detokenizer: Literal["none", "wikitext"] = "none"
+    """`wikitext` takes out the spaces that WikiText's tokenization put in."""
 
     def checks(self) -> tuple[Check, ...]:
         """There is one split."""
@@ -47,23 +52,39 @@ class WikiText103(EvaluationSet):
     """One continuous text: `wikitext103: {}` is the test split of WikiText-103 (Merity et al. 2016)."""
 
     source: Sources = WIKITEXT103
-    detokenizer: Literal["none", "wikitext"] = "wikitext"
+    """The test split of WikiText-103 on the Hub unless given."""
+    detokenizer: Literal["none", "wikitext"] = "none"
+    """`wikitext` takes out the spaces that WikiText's tokenization put in; the default where no source is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _detokenize_its_own_text(cls, value: Any) -> Any:
+        """A text of one's own stays as it is; the one on the Hub is in WikiText's tokenization."""
+        if isinstance(value, dict) and not {"source", "detokenizer"} & value.keys():
+            return {**value, "detokenizer": "wikitext"}
+        return value
 
 
 class Lambada(EvaluationSet):
     """Documents whose last word is to be guessed: `lambada: {}` is LAMBADA's test split as OpenAI published it."""
 
     source: Sources = LAMBADA
+    """LAMBADA's test split on the Hub unless given."""
 
 
 class Evaluation(Section):
     """When, and on what, the loss is measured outside the training split."""
 
     every_steps: Positive = 1000
-    max_sequences: Positive | None = None  # of the validation split; all of it unless given
+    """Steps from one evaluation to the next; the last step is always evaluated. [optimizer steps]"""
+    max_sequences: Positive | None = None
+    """How much of the validation split is measured on; all of it unless given. [sequences]"""
     wikitext103: WikiText103 | None = None
+    """Measure on one continuous text; `{}` is the test split of WikiText-103."""
     lambada: Lambada | None = None
-    stride: Positive | None = None  # tokens between two windows of wikitext103; 512, or seq_len if that is less
+    """Measure how often the last word of a document is guessed; `{}` is LAMBADA's test split."""
+    stride: Positive | None = None
+    """Distance of two windows on wikitext103; 512, or seq_len if that is less, unless given. [tokens]"""
 
     def data(self, main: Data) -> dict[str, Data]:
         """The data section of each evaluation set: one split, and the tokenizer of the main dataset."""

@@ -26,7 +26,10 @@ from mistral.tensorfiles import dtype_of, other_than_rounded
 from mistral.workspace import step_name, step_number
 
 # What a checkpoint of another shape, or forged facts, can raise on the way.
-UNREADABLE = (CheckpointError, ManifestError, SafetensorError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+UNREADABLE = (
+    *(CheckpointError, ManifestError, SafetensorError),
+    *(ArithmeticError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 def recompute(manifest: Manifest, records: Records, damaged: Sequence[str], progress: Progress) -> Iterator[str]:
@@ -39,7 +42,7 @@ def recompute(manifest: Manifest, records: Records, damaged: Sequence[str], prog
         progress: receives runs.
     """
     runs = records.of_kind("train/begin")
-    progress.start("recompute", max(1, len(runs)), "runs")
+    progress.start("recompute", len(runs), "runs")
     try:
         for begun in runs:
             yield from _run(manifest, records, begun, damaged)

@@ -52,8 +52,15 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file."""
-    return json.loads(path.read_bytes())
+    """The JSON value of a file.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @contextlib.contextmanager
@@ -99,12 +106,18 @@ def read_errors(path: Path) -> Iterator[None]:
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
     folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
-    free = shutil.disk_usage(folder).free / 1e6
-    reason = error.strerror or str(error)
+    room, reason = os.statvfs(folder), error.strerror or str(error)
+    left = f"{room.f_bavail * room.f_frsize / 1e6:,.1f} MB free on its file system"
     advice = "make room, then run the same command again: everything recorded so far is whole"
     if error.errno not in FULL and "No space left" not in str(error):
         advice = "check the path, its permissions and the file system, then run the same command again"
-    return StorageError(f"cannot write {path}: {reason} ({free:,.1f} MB free on its file system).\n  {advice}")
+    elif room.f_files and not room.f_favail and room.f_bavail:
+        left += f", but none of its {room.f_files:,} inodes, of which each file and folder takes one"
+        advice = (
+            "remove files there, or get more inodes (df -i shows them), then run the same command again: everything "
+            "recorded so far is whole"
+        )
+    return StorageError(f"cannot write {path}: {reason} ({left}).\n  {advice}")
 
 
 def fsync_file(path: Path) -> None:

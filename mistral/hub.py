@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mistral.cohort import drift_of
 from mistral.config import Experiment
-from mistral.errors import CheckpointError
+from mistral.drift import drift_of
+from mistral.errors import CheckpointError, ManifestError
 from mistral.files import (
     digest_of,
     finish_file,
@@ -19,6 +19,7 @@ from mistral.files import (
     make_folder,
     read_json,
     remove_folder,
+    sha256_of,
     storage_errors,
     temporary_beside,
 )
@@ -26,10 +27,11 @@ from mistral.manifest import FileEntry, Manifest, Record, make_record
 from mistral.metrics import read_metrics
 from mistral.modelcard import CardFacts, model_card
 from mistral.parity import check_probe
+from mistral.provenance import software
 from mistral.setaside import set_aside
 from mistral.tensorfiles import MODEL, dtype_of, link_or_copy, require_rounded, write_rounded
 
-CARD = "README.md"
+CARD, CONFIG = "README.md", "config.json"
 
 
 def export_checkpoint(
@@ -64,7 +66,8 @@ def export_checkpoint(
             metrics = list(read_metrics(manifest.workspace.metrics(run), step))
             drift = drift_of(manifest, weights)
             written = _fill(temporary, manifest, CardFacts(experiment, seed, begun, weights, dataset, metrics, drift))
-        probe = check_probe(temporary, weights, experiment.model.attn_implementation, dtype)
+        whole = not has_shown_whole_probe(manifest, run, temporary)
+        probe = check_probe(temporary, weights, experiment.model.attn_implementation, dtype, whole)
         facts, config = {"step": step, "dtype": dtype, "probe": probe}, card_config(experiment)
         record = publish_folder(temporary, manifest, weights, config=config, facts=facts, written=written)
     except Exception:
@@ -76,6 +79,20 @@ def export_checkpoint(
     for rubbish in folder.parent.glob(f".{folder.name}.*.tmp"):  # of processes that were killed, or came second
         _clear_away(rubbish, folder)
     return record
+
+
+def has_shown_whole_probe(manifest: Manifest, run: str, folder: Path) -> bool:
+    """Whether an export of a run with the same config.json gave the loss of the whole probe with the same software."""
+    config = sha256_of(folder / CONFIG)
+    for name in manifest.names("export", (run,)):  # the first one that was exported, and mostly the first by name
+        with suppress(ManifestError):  # damaged: for verify to tell
+            record = manifest.find("export", (run, name))
+            if record is None or record.facts["probe"].get("part", "whole") != "whole":
+                continue
+            same = any(entry.path.endswith(f"/{CONFIG}") and entry.sha256 == config for entry in record.files)
+            if same and record.made_by["software"] == software():
+                return True
+    return False
 
 
 def require_checkpoint(manifest: Manifest, weights: Record, dataset: Record) -> None:
@@ -91,10 +108,11 @@ def require_checkpoint(manifest: Manifest, weights: Record, dataset: Record) -> 
 
 
 def card_config(experiment: Experiment) -> str:
-    """Digest of what decides a folder besides its checkpoint: the place that its model card names, and the dtype."""
+    """Digest of what decides a folder besides its checkpoint: what its model card names, and the dtype."""
     export = experiment.export
-    rounded = {} if export.dtype == "fp32" else {"dtype": export.dtype}  # fp32 has the digest it always had
-    return digest_of({"organization": export.organization} | rounded)
+    named = {"license": export.license, "language": export.language, "dtype": export.dtype}
+    given = {name: value for name, value in named.items() if value and value != "fp32"}  # the digest it always had
+    return digest_of({"organization": export.organization} | given)
 
 
 def withdraw_export(manifest: Manifest, record: Record) -> None:
@@ -178,10 +196,10 @@ def _fill(folder: Path, manifest: Manifest, facts: CardFacts) -> str | None:
     run, step = facts.weights.key[0], facts.weights.facts["step"]
     source, dtype = manifest.workspace.weights(run, step), facts.experiment.export.dtype
     written = place_tensors(source / MODEL, folder / MODEL, facts.weights, dtype)
-    body = read_json(source / "config.json") | {"use_cache": True}  # training needs no cache, generation does
+    body = read_json(source / CONFIG) | {"use_cache": True}  # training needs no cache, generation does
     if dtype == "bf16":
         body |= {"dtype": "bfloat16", "torch_dtype": "bfloat16"}  # the later, the earlier name in transformers
-    (folder / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     config = GPT2Config.from_pretrained(source)
     generation = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
     generation.save_pretrained(folder)

@@ -50,6 +50,7 @@ KINDS = (
     ),
     Kind("train/state", "<run>/state/<step>", lambda workspace, key: workspace.state(key[0], step_number(key[2]))),
     Kind("train/set-aside", "<run>/set-aside/<step>-<digest>"),
+    Kind("train/extend", "<run>/extend/<step>"),
     Kind("train/complete", "<run>/complete"),
     Kind("export/checkpoint", "<run>/checkpoint-<number>", lambda w, key: w.export(key[0], step_number(key[1]))),
 )

@@ -15,6 +15,7 @@ from mistral.errors import LeaseError
 from mistral.files import canonical_json, publish_bytes, read_json
 
 LEASE = re.compile(r"^lease-(\d{8})(\.released)?$")
+LAST_NUMBER = 99_999_999
 Owner = dict[str, Any]  # {"kind": "local", host, boot_id, pid, start_time} or {"kind": "slurm", job, restart}
 
 
@@ -56,7 +57,13 @@ def acquire(folder: Path, owner: Owner, is_alive: Callable[[Owner], bool | None]
     Raises:
         LeaseError: another process owns the run, or may own it.
     """
-    newest, former = _newest(folder), holder(folder)
+    newest = _newest(folder)
+    if newest >= LAST_NUMBER:
+        raise LeaseError(
+            f"{folder / f'lease-{newest:08d}'}: found the last number that a lease can have, expected one "
+            "counted from 1\n  make sure that no process trains this run, then remove that file"
+        )
+    former = holder(folder)
     if former is not None:
         alive = _still_owns(former, owner, is_alive)
         if alive:

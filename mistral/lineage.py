@@ -7,15 +7,17 @@ that went missing shows, whoever put it there. docs/formats.md says what cannot 
 from collections.abc import Iterator
 from typing import Any
 
-from mistral.cohort import changes_between, differences, promise
 from mistral.config import Data, Experiment, Seeds
 from mistral.datalineage import DATASET_CHECKS
 from mistral.dataset import SEAL
+from mistral.drift import changes_between, differences, promise
+from mistral.extension import contradictions_of_length, last_step, newest_plan, of_any_length, training_of
 from mistral.files import digest_of
 from mistral.kinds import kind_of
 from mistral.manifest import Record
-from mistral.records import Records, follows, place
+from mistral.records import Records, follows, place, updates_of
 from mistral.tensorfiles import MODEL, dtype_of
+from mistral.twins import twins
 from mistral.workspace import step_name, step_number
 
 STEPS = ("train/weights", "train/state", "export/checkpoint")
@@ -115,15 +117,9 @@ def _checkpoint(records: Records, record: Record) -> Iterator[str]:
         yield f"{place(record)}: made with other software or numerics than recorded, not declared: {undeclared[0]}"
     if kind == "weights":
         yield from _measured(records, record, begun)
-    updates, skips = _updates(record), begun.facts["frozen"]["training"]["precision"] == "fp16"
+    updates, skips = updates_of(record), begun.facts["frozen"]["training"]["precision"] == "fp16"
     if updates > step or (updates < step and not skips):
         yield f"{place(record)}: found {updates} updates of the optimizer at step {step}, expected as many as steps"
-
-
-def _updates(checkpoint: Record) -> int:
-    """How often the optimizer had changed the weights; fp16 skips a step whose gradients overflow."""
-    updates: int = checkpoint.facts.get("updates", checkpoint.facts["step"])
-    return updates
 
 
 def _measured(records: Records, weights: Record, begun: Record) -> Iterator[str]:
@@ -144,14 +140,29 @@ def _complete(records: Records, complete: Record) -> Iterator[str]:
     run = complete.key[0]
     if (begun := records.get("train", run, "begin")) is None:
         return
-    last = begun.facts["frozen"]["training"]["max_steps"]
-    if complete.facts["steps"] != last:
-        yield f"{place(complete)}: found {complete.facts['steps']} steps, expected {last}"
+    last, ends = complete.facts["steps"], [last_step(plan) for plan in (begun, *records.of_kind("train/extend", run))]
+    if last not in ends:
+        yield f"{place(complete)}: found {last} steps, expected {' or '.join(map(str, ends))}"
     yield from follows(records, complete, "weights", "train", run, "weights", step_name(last))
     weights = records.get("train", run, "weights", step_name(last))
     claim = promise(begun, drift_chain(records, weights)) if weights else None
     if claim and (claimed := complete.facts["promise"]) != claim:
         yield f"{place(complete)}: found the promise {claimed!r}, expected {claim!r} by what is recorded of its drift"
+
+
+def _extend(records: Records, extension: Record) -> Iterator[str]:
+    """A longer run follows from its beginning, and keeps all that it was to keep but for its former end."""
+    yield from _run_of(records, extension)
+    run = extension.key[0]
+    yield from follows(records, extension, "begin", "train", run, "begin")
+    if begun := records.get("train", run, "begin"):
+        for problem in contradictions_of_length(begun, extension):
+            yield f"{place(extension)}: {problem}; restore the record"
+
+
+def _plan(records: Records, begun: Record) -> Record:
+    """How long a run is now."""
+    return newest_plan(begun, records.of_kind("train/extend", begun.key[0]))
 
 
 def _drift(records: Records, drift: Record) -> Iterator[str]:
@@ -227,6 +238,7 @@ _CHECKS = {  # of all other kinds: that their run has begun, with their config
     "train/state": _checkpoint,
     "train/complete": _complete,
     "train/drift": _drift,
+    "train/extend": _extend,
     "train/set-aside": _given_up,
     "export/checkpoint": _export,
 }
@@ -247,11 +259,13 @@ def foreign(begun: Record, experiment: Experiment | None) -> Iterator[str]:
 def gaps(records: Records, begun: Record, experiment: Experiment | None) -> Iterator[str]:
     """A run holds every scheduled step that it has passed, by the schedule it began with and by the experiment's."""
     run = begun.key[0]
-    complete = records.exists("train", run, "complete")
-    passed = [begun.facts["frozen"]["training"]["max_steps"]] if complete else []
+    complete, plan = records.get("train", run, "complete"), _plan(records, begun)
+    unreadable = complete is None and records.exists("train", run, "complete")
+    passed = [complete.facts["steps"]] if complete else [last_step(plan)] if unreadable else []
     reached = max([*passed, *records.steps(run), *records.steps(run, "state")], default=-1)
-    scheduled = {*begun.facts["scheduled_steps"], *(experiment.scheduled_steps() if experiment else ())}
-    how = "complete" if complete else f"at step {reached}"
+    asked = experiment.scheduled_steps() if experiment else ()
+    scheduled = {*plan.facts["scheduled_steps"], *(asked if asked and asked[-1] >= last_step(plan) else ())}
+    how = "complete" if passed else f"at step {reached}"
     for step in sorted(scheduled - set(records.steps(run))):
         if step <= reached:
             yield f"{run}: {how}, but its scheduled step {step} is not recorded"
@@ -269,32 +283,18 @@ def undeclared_difference(records: Records, begun: Record, checked: Experiment |
         yield f"{place(begun)}: the first run of its cohort is not recorded, expected cohort/{experiment}.json"
     if (first := records.get("cohort", experiment)) is None:
         return
-    name, changes = first.facts["run"], differences(first.facts["cohort"], begun.facts["cohort"])
+    name, changes = (
+        first.facts["run"],
+        differences(_shared(records, first, first.facts["run"]), _shared(records, begun, run)),
+    )
     if changes and name not in begun.facts["drift"]:
         yield f"{place(begun)}: differs from {name} in more than the seed, not declared: {'; '.join(changes)}"
 
 
-def twins(records: Records) -> Iterator[str]:
-    """Two steps of a run, or two runs of other seeds, that have the same weights or states."""
-    seen: dict[str, list[Record]] = {}
-    for record in (*records.of_kind("train/weights"), *records.of_kind("train/state")):
-        for entry in record.files:
-            if entry.path.endswith(f"/{MODEL}") or entry.path.endswith("/state.safetensors"):
-                others = seen.setdefault(entry.sha256, [])
-                twin = next((other for other in others if _must_differ(records, other, record)), None)
-                if twin:
-                    yield f"{entry.path}: holds the same weights as {'/'.join(twin.key)}"
-                others.append(record)
-
-
-def _must_differ(records: Records, first: Record, second: Record) -> bool:
-    """Steps of a run do if there were updates between them; runs do after step 0 if their init or data seeds differ."""
-    if first.key[0] == second.key[0]:
-        return _updates(first) != _updates(second)
-    begun = [records.get("train", record.key[0], "begin") for record in (first, second)]
-    seeds = [record.facts.get("frozen", {}).get("seed", {}) for record in begun if record]
-    later = step_number(first.key[-1]) > 0
-    return later and len(seeds) == 2 and any(seeds[0].get(s) != seeds[1].get(s) for s in ("init", "data"))
+def _shared(records: Records, record: Record, run: str) -> Any:
+    """What a run has in common with its siblings, as long as it is now."""
+    cohort, begun = record.facts["cohort"], records.get("train", run, "begin")
+    return of_any_length(cohort, training_of(_plan(records, begun)) if begun else cohort["config"]["training"])
 
 
 def promises(records: Records) -> dict[str, str]:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mistral.errors import ManifestError, PathError
-from mistral.files import canonical_json, digest_of, fsync_folder, publish_bytes, read_errors, read_json, sha256_of
+from mistral.files import (
+    canonical_json,
+    digest_of,
+    fsync_folder,
+    publish_bytes,
+    read_errors,
+    read_json,
+    sha256_of,
+    temporary_beside,
+)
 from mistral.kinds import kind_of
 from mistral.provenance import made_by
 from mistral.workspace import Workspace
@@ -117,7 +126,7 @@ def parse_record(body: Any, origin: Path) -> Record:
         record = Record(**{**body, "key": tuple(body["key"]), "files": files})
         whole = record.digest == _digest(body)
         same = record.content == digest_of(_content(record.kind, record.key, record.config, record.inputs, files))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{origin}: found something that is not a record ({error}); {_ADVICE}") from None
     if not whole or not same:
         raise ManifestError(f"{origin}: found a record whose digest does not match its content; {_ADVICE}")
@@ -229,6 +238,18 @@ class Manifest:
         path = self.path(stage, key)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+            fsync_folder(path.parent)
+
+    def remove_record(self, record: Record) -> None:
+        """Withdraw exactly this record: one that another process has published in its place meanwhile stays."""
+        path = self.path(record.kind.partition("/")[0], record.key)
+        moved = temporary_beside(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(moved)
+            if parse_record(read_json(moved), moved).digest != record.digest:
+                with contextlib.suppress(FileExistsError):
+                    path.hardlink_to(moved)
+            moved.unlink()
             fsync_folder(path.parent)
 
     def damage(self, record: Record, quick: bool = False) -> list[str]:

@@ -3,21 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mistral.cohort import CLOSE_NUMBERS, SAME_BATCHES, SAME_BITS, promise
-from mistral.config import Experiment
+from mistral.config import Data, Experiment, Export, TrainedTokenizer
+from mistral.drift import CLOSE_NUMBERS, SAME_BATCHES, SAME_BITS, promise
 from mistral.manifest import Record
+from mistral.yamltext import write_yaml
 
-HEADER = """---
-language: en
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- gpt2
-- reproducibility
-- training-dynamics
----
-"""
+TAGS = ("gpt2", "reproducibility", "training-dynamics")
+SCALED_SINCE = "5.6"  # of transformers: https://github.com/huggingface/transformers/issues/44380
 
 
 @dataclass(frozen=True)
@@ -39,24 +31,63 @@ def model_card(facts: CardFacts) -> str:
     last = facts.experiment.training.max_steps
     sections = [
         f"# {run}, checkpoint {step}\n\nGPT-2 trained from scratch with `mistral-pipeline`, seed `{facts.seed}`, after "
-        f"{step:,} of {last:,} steps and {facts.weights.facts['tokens']:,} tokens.",
+        f"{step:,} of {last:,} steps and {facts.weights.facts['tokens']:,} tokens. {_licence(facts.experiment.export)}",
         "## How to load it\n\n" + _usage(facts, run, step),
         *_rounding(facts),
         "## Measured\n\n" + _measured(facts),
         "## Data\n\n" + _data(facts),
         "## Seeds\n\n" + _table(facts.experiment.seeds[facts.seed].model_dump()),
         "## Architecture\n\n" + _table(facts.experiment.model.model_dump(mode="json")),
-        "## Hyperparameters\n\n" + _table(facts.experiment.training.model_dump(mode="json")),
+        "## Hyperparameters\n\n" + _table(_hyperparameters(facts.experiment)),
         "## Lineage\n\n" + _lineage(facts),
         "## Software and numerics\n\n" + _software(facts),
         "## Reproducibility\n\n" + _promise(facts),
     ]
-    return HEADER + "\n" + "\n\n".join(sections) + "\n"
+    return _front_matter(facts.experiment.export) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(export: Export) -> str:
+    """What the Hub reads: only what is known of licence and language."""
+    known: dict[str, Any] = {"language": list(export.language)} if export.language else {}
+    known |= {"license": export.license} if export.license else {}
+    known |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(TAGS)}
+    return f"---\n{write_yaml(known)}---\n"
+
+
+def _licence(export: Export) -> str:
+    """Licence and language as those who trained the model state them."""
+    licence = f"Licence: {export.license}." if export.license else "No licence is stated."
+    language = f"Language: {', '.join(export.language)}." if export.language else "No language is stated."
+    return f"{licence} {language}"
 
 
 def _table(values: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in values.items())
     return f"| | |\n|---|---|\n{rows}"
+
+
+def _cell(value: Any) -> str:
+    """A value as YAML and people write it."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _hyperparameters(experiment: Experiment) -> dict[str, Any]:
+    """The training section, with the lengths that other keys decide where it leaves them out."""
+    training = experiment.training
+    decided = {"seq_len": experiment.seq_len, "lr_decay_steps": training.decay_steps()}
+    return training.model_dump(mode="json") | decided
+
+
+def _tokenizer(data: Data) -> str:
+    """Where the tokens come from."""
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        size, text = data.tokenizer.train.vocab_size, data.tokenizer.train.megabytes
+        return f"byte-level BPE of {size:,} tokens, trained on up to {text:,} MB of the training documents"
+    if ids := data.passthrough():
+        return f"none: the corpus is token ids below {ids.vocab_size:,}, and {ids.end_of_text_id} ends a document"
+    return f"`{data.tokenizer}`"
 
 
 def _usage(facts: CardFacts, run: str, step: int) -> str:
@@ -69,9 +100,29 @@ def _usage(facts: CardFacts, run: str, step: int) -> str:
     model = f"model = AutoModelForCausalLM.from_pretrained({place})\n"
     if facts.experiment.data.passthrough() is not None:
         ids = "The corpus was token ids: there is no tokenizer."
-        return f"```python\nfrom transformers import AutoModelForCausalLM\n\n{model}```\n\n{ids}"
-    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
-    return f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{model}{tokenizer}```"
+        code = f"```python\nfrom transformers import AutoModelForCausalLM\n\n{model}```\n\n{ids}"
+    else:
+        tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
+        code = f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{model}{tokenizer}```"
+    return f"{code}\n\n{_versions(facts, place)}"
+
+
+def _versions(facts: CardFacts, place: str) -> str:
+    """Which versions of transformers compute this model.
+
+    Those with sdpa attention for GPT-2 and before 5.6 leave the scale of each layer out, without a word
+    (transformers#44380); their eager attention has it. The first layer is divided by 1.
+    """
+    trained = f"It was trained with transformers {facts.begun.facts['cohort']['software']['transformers']}."
+    if not facts.experiment.model.scale_attn_by_inverse_layer_idx or facts.experiment.model.n_layer == 1:
+        return trained
+    return (
+        f"{trained} **transformers {SCALED_SINCE} or newer is needed for this code**: earlier versions ignore "
+        "`scale_attn_by_inverse_layer_idx` in their default attention and compute another model without saying so "
+        "([transformers#44380](https://github.com/huggingface/transformers/issues/44380)). With an earlier version, "
+        "ask for eager attention:\n\n```python\n"
+        f'model = AutoModelForCausalLM.from_pretrained({place}, attn_implementation="eager")\n```'
+    )
 
 
 def _rounding(facts: CardFacts) -> list[str]:
@@ -108,7 +159,7 @@ def _data(facts: CardFacts) -> str:
         if data.brings_validation()
         else f"documents whose sha256, read as a fraction, is below {data.validation_fraction}"
     )
-    return _table({"dataset": facts.dataset.key[0], "tokenizer": data.tokenizer, **rows, "validation split": rule})
+    return _table({"dataset": facts.dataset.key[0], "tokenizer": _tokenizer(data), **rows, "validation split": rule})
 
 
 def _lineage(facts: CardFacts) -> str:

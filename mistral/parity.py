@@ -1,5 +1,9 @@
 """exported folder, record of its checkpoint -> the loss that transformers computes with it, and whether it is the same.
 
+Tensors are proven by their hash, or bit by bit where they were rounded (tensorfiles.py). What is left to show is that
+transformers computes the same model with the folder's config: on the whole probe once for each config of a run, and for
+all other checkpoints on the beginning of the probe, whose loss training records as well.
+
 fp32 tensors give the loss that training recorded, but for the order of sums: 1e-5 of it, and 1e-4 with eager attention.
 
 bf16 has 8 bits of precision: rounding to the nearest moves a weight by at most half a unit in the last of them, 2^-8 of
@@ -20,7 +24,7 @@ TOLERANCE = {"sdpa": 1e-5, "eager": 1e-4}  # relative, of the probe loss
 ROUNDING = 2.0**-8  # of bf16, relative
 
 
-def check_probe(folder: Path, weights: Record, attention: str, dtype: str) -> dict[str, float]:
+def check_probe(folder: Path, weights: Record, attention: str, dtype: str, whole: bool = True) -> dict[str, Any]:
     """Load an exported folder as its users will, and compare its loss with the one that training recorded.
 
     Args:
@@ -28,9 +32,11 @@ def check_probe(folder: Path, weights: Record, attention: str, dtype: str) -> di
         weights: the record of its checkpoint.
         attention: the implementation of attention that the run was trained with.
         dtype: `fp32` or `bf16`, of the exported tensors; the loss is computed in fp32 whatever they are.
+        whole: whether the whole probe is computed; else its beginning, where training has recorded that.
 
     Returns:
-        the `recorded` and the `exported` loss, and the `tolerance` that they agree within, of the recorded one.
+        the `recorded` and the `exported` loss of a `part` of the probe, `whole` or `prefix`, its `tokens`, and the
+        `tolerance` that they agree within, of the recorded one.
 
     Raises:
         CheckpointError: they differ.
@@ -44,8 +50,19 @@ def check_probe(folder: Path, weights: Record, attention: str, dtype: str) -> di
         folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention
     )
     tolerance = TOLERANCE[attention] if dtype == "fp32" else ROUNDING
-    loss = require_probe(model, weights, tolerance)
-    return {"recorded": weights.facts["probe"]["loss"], "exported": loss, "tolerance": tolerance}
+    whole = whole or "prefix" not in weights.facts["probe"]
+    recorded, sequences = probe_of(weights, whole)
+    loss = require_loss(model, sequences, recorded, tolerance)
+    tokens, part = sum(map(len, sequences)), "whole" if whole else "prefix"
+    return {"recorded": recorded, "exported": loss, "tolerance": tolerance, "part": part, "tokens": tokens}
+
+
+def probe_of(weights: Record, whole: bool) -> tuple[float, list[list[int]]]:
+    """The recorded loss of a checkpoint's probe, or of its beginning, and the sequences that it was computed on."""
+    probe = weights.facts["probe"]
+    if whole:
+        return probe["loss"], probe["sequences"]
+    return probe["prefix"]["loss"], [probe["sequences"][0][: probe["prefix"]["tokens"]]]
 
 
 def require_probe(model: Any, weights: Record, tolerance: float) -> float:
@@ -54,11 +71,16 @@ def require_probe(model: Any, weights: Record, tolerance: float) -> float:
     Raises:
         CheckpointError: they differ by more than the tolerance, relative to the recorded one.
     """
-    probe = weights.facts["probe"]
-    loss = mean_loss(model, probe["sequences"])
-    if not abs(loss - probe["loss"]) <= tolerance * abs(probe["loss"]):  # a NaN is refused as well
+    recorded, sequences = probe_of(weights, whole=True)
+    return require_loss(model, sequences, recorded, tolerance)
+
+
+def require_loss(model: Any, sequences: list[list[int]], recorded: float, tolerance: float) -> float:
+    """As `require_probe`, for given sequences."""
+    loss = mean_loss(model, sequences)
+    if not abs(loss - recorded) <= tolerance * abs(recorded):  # a NaN is refused as well
         raise CheckpointError(
-            f"found probe loss {loss}, expected {probe['loss']} as recorded in training, within {tolerance:.1g} of it; "
+            f"found probe loss {loss}, expected {recorded} as recorded in training, within {tolerance:.1g} of it; "
             "the weights are not those of this checkpoint, or transformers computes another model: run verify"
         )
     return loss

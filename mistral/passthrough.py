@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from mistral.datasections import PassthroughIds
 from mistral.documents import Ids
+from mistral.errors import DataError
 from mistral.files import canonical_json, read_json
 
 FILE = "passthrough.json"  # stands where tokenizer.json would
@@ -59,5 +60,15 @@ def write_passthrough(folder: Path, vocabulary: PassthroughIds) -> None:
 
 
 def read_passthrough(folder: Path) -> PassthroughIds:
-    """The vocabulary of a folder that `write_passthrough` wrote."""
-    return PassthroughIds(**read_json(folder / FILE))
+    """The vocabulary of a folder that `write_passthrough` wrote.
+
+    Raises:
+        DataError: the file is not what that wrote.
+    """
+    try:
+        return PassthroughIds(**read_json(folder / FILE))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / FILE}: found no vocabulary that can be read ({error}), expected vocab_size and end_of_text_id\n"
+            "  remove the folder and preprocess again"
+        ) from error

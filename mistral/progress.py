@@ -9,10 +9,10 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the progress of one piece of work after another."""
 
-    def start(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def start(self, name: str, total: float, unit: str, done: float = 0) -> None:
         """Begin a piece of work of `total` units, of which `done` were found finished."""
 
-    def advance(self, amount: int = 1, **facts: float) -> None:
+    def advance(self, amount: float = 1, **facts: float) -> None:
         """`amount` more units are done; `facts` are shown beside the bar (loss=3.2)."""
 
     def finish(self) -> None:
@@ -31,10 +31,10 @@ class Progress(Protocol):
 class Silent:
     """A Progress that shows nothing."""
 
-    def start(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def start(self, name: str, total: float, unit: str, done: float = 0) -> None:
         """Ignored."""
 
-    def advance(self, amount: int = 1, **facts: float) -> None:
+    def advance(self, amount: float = 1, **facts: float) -> None:
         """Ignored."""
 
     def finish(self) -> None:

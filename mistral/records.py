@@ -82,6 +82,12 @@ def place(record: Record) -> str:
     return f"{record.kind} {'/'.join(record.key)}"
 
 
+def updates_of(checkpoint: Record) -> int:
+    """How often the optimizer had changed the weights; fp16 skips a step whose gradients overflow."""
+    updates: int = checkpoint.facts.get("updates", checkpoint.facts["step"])
+    return updates
+
+
 def follows(records: Records, record: Record, name: str, stage: str, *key: str) -> Iterator[str]:
     """An input of a record is the content of the record that should be there."""
     other, found = records.get(stage, *key), record.inputs.get(name)

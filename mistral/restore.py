@@ -7,7 +7,7 @@ that follow name it. So a record that is made again from the files is right if a
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mistral.cohort import find_drift
+from mistral.drift import find_drift
 from mistral.manifest import Manifest, Record, make_record, with_maker
 from mistral.tensorfiles import MODEL
 from mistral.workspace import step_name, step_number

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from mistral.batches import require_sequences
-from mistral.cohort import drift_of, promise
 from mistral.config import Experiment, to_yaml
 from mistral.dataset import open_split
+from mistral.drift import drift_of, promise
 from mistral.files import write_bytes
 from mistral.manifest import Manifest, Record, make_record
 from mistral.metrics import metrics_digest, read_metrics, tokens_per_second

@@ -26,9 +26,12 @@ Check = Callable[[], str | None]  # a check over several values: what is wrong, 
 
 
 class Section(BaseModel):
-    """A part of a config: immutable, and unknown keys are errors."""
+    """A part of a config: immutable, and unknown keys are errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The text below a field tells what it means, and the unit of a number in brackets; docs/config.md is made from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def checks(self) -> tuple[Check, ...]:
         """Checks over several values; each runs as soon as the values that it reads are valid by themselves."""

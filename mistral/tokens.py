@@ -20,6 +20,7 @@ from mistral import passthrough
 from mistral.errors import DataError
 from mistral.files import sha256_of
 from mistral.shards import Int64, Tokens, token_dtype
+from mistral.sizes import LARGEST_VOCABULARY
 
 PIECE_CHARACTERS = 1 << 18
 BATCH_CHARACTERS = 4 << 20
@@ -176,11 +177,17 @@ def read_tokenizer(folder: Path, engine: EngineName = "fast") -> Tokenizer:
         text = _quick_to_read(body)
         reference: Any = Reference.from_str(text)
         fast = FastEngine(text) if engine == "fast" else None
+        size, cuts = _size(body), may_cut(body)
     except Exception as error:  # the libraries raise plain Exception for a broken tokenizer.json
         raise DataError(
             f"{folder}: found no tokenizer that the {engine} engine can read ({error}), expected one\n"
             "  set data.tokenizer_engine: reference if it is whole; else remove the folder and preprocess again"
         ) from error
+    if size > LARGEST_VOCABULARY:
+        raise DataError(
+            f"{path}: found token ids up to {size - 1:,}, expected at most {LARGEST_VOCABULARY - 1:,}; give "
+            "another tokenizer"
+        )
     end_of_text = config.get("eos_token")
     name = end_of_text.get("content") if isinstance(end_of_text, dict) else end_of_text
     end_of_text_id = None if name is None else reference.token_to_id(name)
@@ -190,7 +197,7 @@ def read_tokenizer(folder: Path, engine: EngineName = "fast") -> Tokenizer:
     reference.no_truncation()
     reference.no_padding()
     chosen = fast or ReferenceEngine(reference)
-    return Tokenizer(chosen, reference, sha256_of(path), _size(body), end_of_text_id, may_cut(body))
+    return Tokenizer(chosen, reference, sha256_of(path), size, end_of_text_id, cuts)
 
 
 def _size(body: dict[str, Any]) -> int:

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from mistral import engine
 from mistral.checkpoints import Checkpoints, SavedState, read_state
-from mistral.cohort import record_drift
 from mistral.config import Experiment
+from mistral.drift import record_drift
 from mistral.errors import NonFiniteLoss, Stopped
-from mistral.evaluation import evaluate, measure, probe_loss, probe_sequences, sum_over_ranks
+from mistral.evaluation import PREFIX_TOKENS, evaluate, measure, probe_losses, probe_sequences, sum_over_ranks
 from mistral.lease import Lease
 from mistral.loop import Loop, build_loop
 from mistral.manifest import Record
@@ -237,25 +237,26 @@ def log_evaluation(loop: Loop, keeper: Keeper | None) -> None:
     loop.started += time.monotonic() - start  # training's throughput does not count it
 
 
-def probe(loop: Loop) -> tuple[list[list[int]], float]:
-    """The probe's sequences and loss, which must be finite in whatever is saved. All ranks together."""
+def probe(loop: Loop) -> dict[str, Any]:
+    """The probe: its loss, which must be finite in whatever is saved, and its sequences. All ranks together."""
     sequences = probe_sequences(loop.validation or loop.batches.stream)
-    loss = probe_loss(engine.in_fp32(loop.engine), sequences)
+    loss, prefix = probe_losses(engine.in_fp32(loop.engine), sequences)
     require_finite(loop, "probe loss", loss)
-    return sequences, loss
+    tokens = min(PREFIX_TOKENS, len(sequences[0]))
+    return {"loss": loss, "prefix": {"tokens": tokens, "loss": prefix}, "sequences": sequences}
 
 
 def save_weights(loop: Loop, keeper: Keeper | None) -> None:
     """Gather the weights on all ranks, and write them on rank 0 in the background."""
     start = time.monotonic()
-    sequences, loss = probe(loop)
+    probed = probe(loop)
     tensors = engine.gather_weights(loop.engine, keep=keeper is not None)
     if keeper:
         facts = {
             "step": loop.step,
             "tokens": loop.tokens(),
             "updates": engine.optimizer_steps(loop.engine),
-            "probe": {"loss": loss, "sequences": sequences},
+            "probe": probed,
             "logging_steps": loop.run.experiment.training.logging_steps,  # which lines the metrics hold up to here
         }
         keeper.checkpoints.save_weights(
@@ -288,4 +289,6 @@ def stop_here(loop: Loop, keeper: Keeper | None) -> None:
     if keeper:
         keeper.checkpoints.wait()
     leave_together(loop.run)
+    if keeper is None:
+        raise Stopped  # rank 0 says where
     raise Stopped(f"{loop.run.name}: stopped at step {loop.step} with its state saved\n  run the same command to go on")

@@ -55,7 +55,7 @@ def pack_missing(work: Work, units: list[Unit]) -> int:
     left = [unit for unit in units if unit.name not in recorded]
     total, done = sum(unit.bytes() for unit in units), sum(unit.bytes() for unit in units if unit.name in recorded)
     make_folder(work.manifest.workspace.dataset(work.dataset))
-    work.progress.start(f"preprocess {work.dataset}", max(1, total // MEGABYTE), "MB", done // MEGABYTE)
+    work.progress.start(f"preprocess {work.dataset}", total / MEGABYTE, "MB", done / MEGABYTE)
     try:
         with ThreadPoolExecutor(1) as writer:
             committed: Future[None] | None = None
@@ -73,18 +73,12 @@ def pack_missing(work: Work, units: list[Unit]) -> int:
 
 def pack_unit(work: Work, unit: Unit) -> tuple[Packer, dict[str, float]]:
     """Read and tokenize one unit; returns its tokens and how long that took."""
-    start, cpu_start, read = time.monotonic(), time.process_time(), 0
-
-    def advance(size: int) -> None:
-        nonlocal read
-        before, read = read, read + size
-        work.progress.advance(read // MEGABYTE - before // MEGABYTE)
-
+    start, cpu_start = time.monotonic(), time.process_time()
     folder = work.manifest.workspace.dataset(work.dataset)
     drops = drops_of(work.manifest, work.duplicates, unit.name) if work.duplicates else {}
     packer = Packer(work.experiment.data, work.tokenizer, folder, work.workers, drops)
     try:
-        packer.pack(unit, work.plan.files, advance)
+        packer.pack(unit, work.plan.files, lambda size: work.progress.advance(size / MEGABYTE))
     except BaseException:
         packer.close()
         raise

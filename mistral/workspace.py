@@ -177,5 +177,15 @@ def step_name(step: int) -> str:
 
 
 def step_number(name: str) -> int:
-    """The step of `step-00001000` or `checkpoint-1000`."""
-    return int(name.rpartition("-")[2])
+    """The step of `step-00001000` or `checkpoint-1000`.
+
+    Raises:
+        PathError: the name ends in no number.
+    """
+    digits = name.rpartition("-")[2]
+    if not digits.isdecimal():
+        raise PathError(
+            f"found the name {name!r} among records or folders of steps, expected one such as step-00001000 or "
+            "checkpoint-1000; run verify, which names the file, and move it elsewhere"
+        )
+    return int(digits)

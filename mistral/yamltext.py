@@ -6,6 +6,7 @@ written is quoted wherever either version of YAML would take a word for somethin
 """
 
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import yaml
 
 from mistral.errors import ConfigError
 
+LARGEST_BYTES = 256_000  # of a file; read in a second or two
+MOST_VALUES = 100_000
+DEEPEST = 50  # levels of lists and mappings
+TOO_DEEP = f"found more than {DEEPEST} levels of lists and mappings, expected fewer; take some out"
 SCALARS = {  # YAML 1.2, core schema: tag -> (form, first characters)
     "null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -29,8 +34,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            keys = Counter(self.construct_object(key) for key, _ in node.value)
+            [(twice, _)] = keys.most_common(1)
             problem = f"found the key {twice} twice, expected it once; remove one of the two"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return mapping
@@ -56,14 +61,32 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML, or a key stands twice.
-        ValueError: a number is too long to read.
+        ValueError: a number is too long to read, or there are too many values or levels.
     """
     loader = _Loader(text)
     loader.name = name
     try:
-        return loader.get_single_data()
+        value = loader.get_single_data()
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     finally:
         loader.dispose()
+    _require_bounds(value)
+    return value
+
+
+def _require_bounds(value: Any) -> None:
+    """Refuse a value that is small as text and endless as a value: `*name` repeats what it names, even itself."""
+    left, seen = [(value, 0)], 0
+    while left:
+        one, depth = left.pop()
+        inner = [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+        seen += 1 + len(inner)
+        if depth > DEEPEST:
+            raise ValueError(TOO_DEEP)
+        if seen > MOST_VALUES:
+            raise ValueError(f"found more than {MOST_VALUES:,} values, expected fewer; repeat less by `*`")
+        left += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -73,12 +96,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+        if len(data) > LARGEST_BYTES:
+            raise ConfigError(
+                f"{path}: found a file of more than {LARGEST_BYTES // 1000} KB, expected a config of a few KB; check "
+                "the path, or name many files by a glob"
+            )
+        raw = parse_yaml(data.decode("utf-8"), str(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: found a file that cannot be read ({error.strerror}), expected a YAML file; check its permissions"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"{path}: found text that cannot be read as YAML, expected a YAML mapping; mend it:\n  {error}"
         ) from None
@@ -106,13 +136,13 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     """
     key, separator, text = assignment.partition("=")
     *parents, last = key.split(".")
-    if not separator or not all([*parents, last]):
+    if not separator or not all([*parents, last]) or len(parents) > DEEPEST:
         raise ConfigError(
             f"--set {assignment}: found no KEY=VALUE, expected e.g. training.max_steps=100; name a key and a value"
         )
     try:
         value = parse_yaml(text, "--set")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"--set {assignment}: found a value that is not YAML, expected a number, a word or e.g. [1, 2]; quote it, "
             f"e.g. --set 'a.b=\"x\"'\n  {error}"

@@ -16,6 +16,7 @@ from mistral.errors import Findings, MistralError, Stopped
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, ignore_signals, listen, stop_on_sigterm
+from pipeline.numbers import counted
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -53,12 +54,13 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     refuse(context, ("preprocess", "train", "export"), seeds)
     do_preprocess(context, None, None)
     failures: list[Findings] = []
+    exported: tuple[str, ...] = ()
     with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
         train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
     with held(failures):
-        do_export(context, seeds, (), None, None)
+        exported = do_export(context, seeds, (), None, None).exported
     show_results(context, chosen, as_json, failures)
-    if sample and not as_json and context.experiment.data.passthrough() is None:
+    if exported and sample and not as_json and context.experiment.data.passthrough() is None:
         show_sample(context, chosen[0], None, "KING.", 60)
 
 
@@ -185,7 +187,8 @@ def evaluate(context: "Context", *, as_json: bool, seeds: tuple[str, ...], steps
     show(summary, as_json)
     if summary.refused:
         raise Findings(
-            f"found {len(summary.refused)} checkpoints that cannot be measured:\n" + "\n".join(summary.refused)
+            f"found {counted(len(summary.refused), 'checkpoints')} that cannot be measured:\n"
+            + "\n".join(summary.refused)
         )
 
 
@@ -255,8 +258,9 @@ def fail(error: BaseException, code: int, debug: bool, advice: str = "") -> NoRe
     ignore_signals()
     if debug:
         traceback.print_exception(error)
-    name = type(error).__name__
-    click.echo(f"{name}: {error}{advice}", err=True)
+    name = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "  # whose message says so itself
+    if told := f"{error}":  # a rank that was told to stop, or its parent, leaves the word to rank 0
+        click.echo(f"{name}{told}{advice}", err=True)
     sys.exit(code)
 
 

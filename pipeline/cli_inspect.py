@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mistral.errors import Findings
+from pipeline.numbers import counted
 from pipeline.options import Command, inspection, seed_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -57,7 +58,7 @@ def verify(
     report = verify(workspace, Reporter(), experiment, quick, remote)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.as_text())
     if report.problems:
-        raise Findings(f"found {len(report.problems)} problems, expected none; {report.advice()}")
+        raise Findings(f"found {counted(len(report.problems), 'problems')}, expected none; {report.advice()}")
 
 
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline restore gpt2-small --workspace /scratch/owt")

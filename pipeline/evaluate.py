@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from mistral.cohort import refuse_other_configs
 from mistral.config import Experiment
+from mistral.corpus import plan_units
 from mistral.dataset import SEAL, open_split
-from mistral.errors import CheckpointError, ConfigError, ManifestError
+from mistral.errors import CheckpointError, ConfigError, DataError, ManifestError
 from mistral.manifest import Manifest, Record
 from mistral.workspace import step_name, step_number
 from pipeline.context import Context
+from pipeline.preprocess import require_same_source
 from pipeline.results import as_table
+from pipeline.steps import advice
 
 if TYPE_CHECKING:  # torch is imported where a model is measured, and nowhere else
     import torch
@@ -106,12 +109,13 @@ def recorded_checkpoints(context: Context, seeds: Sequence[str], steps: Sequence
     found = {
         seed: set(map(step_number, context.manifest.names("train", (run, "weights")))) for seed, run in runs.items()
     }
-    absent = [f"{runs[seed]} step {step}" for seed in seeds for step in sorted(set(steps) - found[seed])]
+    absent = [(seed, step) for seed in seeds for step in sorted(set(steps) - found[seed])]
     if absent or not any(found.values()):
-        names = ", ".join(absent[:5]) or "any step"
+        names = ", ".join(f"{runs[seed]} step {step}" for seed, step in absent[:5]) or "any step"
+        train = context.experiment.command("train", context.workspace.root)
+        told = advice(context.experiment, found, absent, train) or f"  run: {train}"
         raise ManifestError(
-            f"{context.experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: {context.experiment.command('train', context.workspace.root)}"
+            f"{context.experiment.name}: found no weights of {names}, expected them to be recorded\n{told}"
         )
     return [(seed, step) for seed in seeds for step in sorted(set(steps) or found[seed])]
 
@@ -141,7 +145,23 @@ def open_measured(context: Context) -> Measured:
     streams = [open_split(workspace, dataset, split, experiment.seq_len) for split in splits]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = open_sets(experiment, manifest, dataset)
+    tell_changed_sources(context)
     return Measured(experiment, manifest, dataset, streams[0] if streams else None, sets, device)
+
+
+def tell_changed_sources(context: Context) -> None:
+    """Say that an evaluation set's files are not those that were tokenized, as these tokens are what is measured on."""
+    manifest, workspace = context.manifest, context.workspace
+    for name, one in context.experiment.evaluation_sets().items():
+        try:
+            require_same_source(one, manifest, plan_units(one, workspace.sources(), fetch=False), evaluation_set=True)
+        except ManifestError as error:
+            context.progress.say(
+                f"WARNING: evaluation.{name} is measured on the recorded tokens of {one.data.dataset_name()}, not on "
+                f"the files of now: {error}"
+            )
+        except DataError:  # the source is gone, or was fetched elsewhere: the recorded tokens are all there is
+            continue
 
 
 def measure_checkpoint(measured: Measured, seed: str, step: int) -> Measures:

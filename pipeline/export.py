@@ -12,6 +12,8 @@ from mistral.manifest import Manifest, Record
 from mistral.progress import Progress
 from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
+from pipeline.numbers import counted
+from pipeline.steps import advice
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class ExportSummary:
 
     def as_text(self) -> str:
         """For people."""
-        lines = [f"exported {len(self.exported)} checkpoints, {self.already} were there already"]
+        lines = [f"exported {counted(len(self.exported), 'checkpoints')}, {self.already:,} were there already"]
         if self.missing:
             more = ", ..." if len(self.missing) > 5 else ""
-            lines.append(f"not trained yet: {len(self.missing)} checkpoints ({', '.join(self.missing[:5])}{more})")
+            lines.append(
+                f"not trained yet: {counted(len(self.missing), 'checkpoints')} ({', '.join(self.missing[:5])}{more})"
+            )
         return "\n".join(lines)
 
 
@@ -82,9 +86,32 @@ def export(
         planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
     units = [(seed, step) for seed, step in planned if step in recorded[seed]]
     missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
-    left = [unit for unit in units if not is_exported(experiment, manifest, *unit)]
-    exported = _export_all(experiment, manifest, left, len(units), progress)
+    broken = broken_records(experiment, manifest, units)
+    left = [unit for unit in units if unit not in broken and not is_exported(experiment, manifest, *unit)]
+    exported, refused = _export_all(experiment, manifest, left, len(units), progress) if left else ([], [])
+    if refused := [*broken.values(), *refused]:
+        raise Findings(
+            f"found {counted(len(refused), 'checkpoints')} that cannot be exported, {len(exported)} were:\n"
+            + "\n".join(refused)
+        )
+    if not left:
+        progress.say(f"{experiment.name}: nothing to export")
     return ExportSummary(tuple(exported), len(units) - len(left), tuple(missing))
+
+
+def broken_records(
+    experiment: Experiment, manifest: Manifest, units: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], str]:
+    """What is wrong with the records of checkpoints and of their exports that cannot be read."""
+    broken = {}
+    for seed, step in units:
+        run = experiment.run_name(seed)
+        try:
+            manifest.find("train", (run, "weights", step_name(step)))
+            manifest.find("export", (run, f"checkpoint-{step}"))
+        except ManifestError as error:
+            broken[seed, step] = f"  {name_of(experiment, seed, step)}: {error}"
+    return broken
 
 
 def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:
@@ -131,10 +158,8 @@ def plan_units(
     wanted = [(seed, step) for seed, step in units if step not in recorded[seed] and (recorded[seed] or not started)]
     if wanted and (steps or not started):
         names = ", ".join(name_of(experiment, seed, step) for seed, step in wanted[:5])
-        raise ManifestError(
-            f"{experiment.name}: found no weights of {names}, expected them to be recorded\n"
-            f"  run: {experiment.command('train', workspace.root)}"
-        )
+        told = advice(experiment, recorded, wanted, experiment.command("train", workspace.root))
+        raise ManifestError(f"{experiment.name}: found no weights of {names}, expected them to be recorded\n{told}")
     return units
 
 
@@ -151,10 +176,8 @@ def _dataset(experiment: Experiment, manifest: Manifest) -> Record:
 
 def _export_all(
     experiment: Experiment, manifest: Manifest, units: list[tuple[str, int]], total: int, progress: Progress
-) -> list[str]:
-    if not units:
-        progress.say(f"{experiment.name}: nothing to export")
-        return []
+) -> tuple[list[str], list[str]]:
+    """Export units; returns the names of those that were, and one line for each that was refused."""
     from mistral.hub import export_checkpoint
 
     for run in dict.fromkeys(experiment.run_name(seed) for seed, _ in units):
@@ -174,8 +197,4 @@ def _export_all(
             progress.advance(1)
     finally:
         progress.finish()
-    if refused:
-        raise Findings(
-            f"found {len(refused)} checkpoints that cannot be exported, {len(exported)} were:\n" + "\n".join(refused)
-        )
-    return exported
+    return exported, refused

@@ -35,10 +35,11 @@ def die_with_parent() -> None:
 
 
 class EndsAtOnce(contextlib.ContextDecorator):
-    """Let a process that has trained end as soon as the command line has set its exit code.
+    """Let a process that has trained, or was told to stop, end as soon as the command line has set its exit code.
 
     Threads of its process group outlive the interpreter, and one that asks for it while it is taken down aborts the
-    process (seen on a loaded machine: exit code -6 after everything was saved).
+    process (seen on a loaded machine: exit code -6 after everything was saved). And who presses Ctrl-C does not wait
+    for threads that hash large files.
     """
 
     def __enter__(self) -> None:
@@ -46,7 +47,7 @@ class EndsAtOnce(contextlib.ContextDecorator):
 
     def __exit__(self, kind: object, end: BaseException | None, trace: object) -> None:
         code = getattr(end, "code", None)
-        if "deepspeed" in sys.modules and isinstance(code, int):
+        if isinstance(code, int) and ("deepspeed" in sys.modules or code == Stopped.exit_code):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -1,6 +1,7 @@
 """the options of the command line, and what all stages have in common; cli.py puts them together."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +24,19 @@ class Command(click.Command):
             formatter.write("\n".join(self.epilog.splitlines()) + "\n")
 
 
+def _folder(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    """Refuse a workspace that is no folder, or below what is none, before anything looks into it."""
+    there = next(part for part in (path.absolute(), *path.absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise click.BadParameter(
+            f"found {there}, which is no folder, expected a folder, or the name of one that is made; name another path"
+        )
+    return path
+
+
 workspace_option = click.option(
     "--workspace",
+    callback=_folder,
     default="workspace",
     envvar="MISTRAL_WORKSPACE",
     show_default=True,

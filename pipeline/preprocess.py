@@ -20,6 +20,7 @@ from mistral.tokens import read_tokenizer
 from mistral.units import Work, has_other_text, pack_missing
 from mistral.vocabulary import copy_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
+from pipeline.numbers import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PreprocessSummary:
 
     def _lines(self) -> list[str]:
         if self.facts is None:
-            return [f"{self.dataset}: {self.recorded} of {self.units} units recorded"]
+            return [f"{self.dataset}: {self.recorded} of {counted(self.units, 'units')} recorded"]
         lines = [f"{self.dataset}: whole"]
         for split, totals in self.facts["splits"].items():
             if totals["tokens"]:
@@ -117,6 +118,13 @@ def preprocess(
     return replace(summary, evaluation_sets=sets)
 
 
+CHANGED_CORPUS = "  put the files back, or give the new corpus another data.name"
+CHANGED_SET = (
+    "  put the files back; or give the changed file another name, and name that in the `source` of the evaluation set, "
+    "which makes it another dataset"
+)
+
+
 @contextlib.contextmanager
 def errors_of(evaluation_set: str) -> Iterator[None]:
     """Say of which evaluation set an error tells."""
@@ -151,7 +159,7 @@ def prepare(
         workspace.refuse_links(workspace.dataset(dataset) / folder)
     sealed = manifest.find("preprocess", (dataset, SEAL))
     plan = _plan(experiment, workspace, sealed, progress)
-    require_same_source(experiment, manifest, plan)
+    require_same_source(experiment, manifest, plan, evaluation_set=measures is not None)
     if plan is None or sealed is not None:
         facts = sealed.facts if sealed else None
         count = len(unit_names(manifest, dataset))
@@ -175,7 +183,7 @@ def prepare(
     recorded = unit_names(manifest, dataset)
     if len(recorded) < len(plan.units):
         return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, None)
-    require_same_source(experiment, manifest, plan)  # what other tasks read meanwhile
+    require_same_source(experiment, manifest, plan, evaluation_set=measures is not None)  # what was read meanwhile
     records = [manifest.get("preprocess", (dataset, unit.name), "run preprocess again") for unit in plan.units]
     whole = seal(manifest, experiment, tokenizer, records, commits=plan.commits, whole_sequence=measures is None)
     return PreprocessSummary(dataset, len(plan.units), len(recorded), packed, whole.facts)
@@ -197,7 +205,7 @@ class Fetched:
     def as_text(self) -> str:
         """For people."""
         return (
-            f"{self.dataset}: {len(self.plan.units):,} units, {self._bytes() / 1e6:,.0f} MB, "
+            f"{self.dataset}: {counted(len(self.plan.units), 'units')}, {self._bytes() / 1e6:,.0f} MB, "
             f"{' and '.join(['the tokenizer', *self.evaluation_sets])}: here; preprocess needs no network"
         )
 
@@ -231,8 +239,16 @@ def _plan(experiment: Experiment, workspace: Workspace, sealed: Record | None, p
         return None
 
 
-def require_same_source(experiment: Experiment, manifest: Manifest, plan: Plan | None) -> None:
+def require_same_source(
+    experiment: Experiment, manifest: Manifest, plan: Plan | None, *, evaluation_set: bool = False
+) -> None:
     """Refuse a source whose files changed since units of it were recorded.
+
+    Args:
+        experiment: whose data it is.
+        manifest: where the units are recorded.
+        plan: the units of now; None if the source is gone.
+        evaluation_set: whether it is one, which is small: files that were touched are read again also when it is whole.
 
     Raises:
         ManifestError: names the units that differ.
@@ -248,15 +264,17 @@ def require_same_source(experiment: Experiment, manifest: Manifest, plan: Plan |
         if unit is None or unit.digest(data) != record.config:
             now = [asdict(piece) for piece in unit.pieces] if unit else []
             lines.append(f"  unit {name}: {describe_change(record.facts['pieces'], now)}")
-        elif sealed is None and has_other_text(experiment.data, unit, plan.files, record):
+        elif (sealed is None or evaluation_set) and has_other_text(experiment.data, unit, plan.files, record):
             lines.append(f"  unit {name}: other documents of the same size, in files that were touched since")
     if sealed is not None:
         added = [name for name in planned if name not in sealed.inputs]
         lines += [f"  unit {name}: new" for name in added]
     if lines:
         raise ManifestError(
-            f"{dataset}: the source differs from the one that was recorded:\n" + "\n".join(lines[:10]) + "\n"
-            "  put the files back, or give the new corpus another data.name"
+            f"{dataset}: the source differs from the one that was recorded:\n"
+            + "\n".join(lines[:10])
+            + "\n"
+            + (CHANGED_SET if evaluation_set else CHANGED_CORPUS)
         )
 
 

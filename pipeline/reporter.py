@@ -1,10 +1,16 @@
 """progress of the library -> bars on a terminal, one plain line every 30 seconds elsewhere; always on stderr."""
 
+import os
 import sys
 import time
 from typing import Any, TextIO
 
+from pipeline.numbers import duration, number, pace
+
 PLAIN_SECONDS = 30.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}{postfix}]"
+NARROW_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{remaining} left{postfix}]"  # a run of 400,000 steps in 80 columns
+NARROW_COLUMNS = 100
 
 
 class Reporter:
@@ -14,33 +20,40 @@ class Reporter:
         self._stream = stream or sys.stderr
         self._plain_seconds = plain_seconds
         self._bar: Any = None
-        self._name, self._unit, self._total, self._done = "", "", 0, 0
+        self._form = BAR
+        self._name, self._unit = "", ""
+        self._total = self._done = self._found = 0.0
         self._facts: dict[str, float] = {}
         self._began = self._shown = time.monotonic()
-        self._found = 0
         self._ends = 0.0  # not before this time, by the monotonic clock
 
-    def start(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin a piece of work of `total` units, of which `done` were found finished."""
-        self._name, self._unit, self._total, self._done, self._found = name, unit, total, done, done
+    def start(self, name: str, total: float, unit: str, done: float = 0) -> None:
+        """Begin a piece of work of `total` units, of which `done` were found finished; nothing is shown of no work."""
+        self._name, self._unit, self._total, self._done, self._found = name if total else "", unit, total, done, done
         self._facts, self._ends = {}, 0.0
         self._began = self._shown = time.monotonic()
+        if not total:
+            return
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", file=self._stream, leave=True)
+            columns = os.get_terminal_size(self._stream.fileno()).columns or NARROW_COLUMNS  # 0: not known
+            self._form = BAR if columns >= NARROW_COLUMNS else NARROW_BAR
+            self._bar = tqdm(
+                total=total, initial=done, desc=name, file=self._stream, bar_format=self._form, ncols=columns - 1
+            )
         else:
-            self.say(f"{name}: {done} of {total} {unit}")
+            self.say(f"{name}: {done:,.0f} of {total:,.0f} {unit}")
 
-    def advance(self, amount: int = 1, **facts: float) -> None:
+    def advance(self, amount: float = 1, **facts: float) -> None:
         """`amount` more units are done."""
         self._done += amount
         self._facts.update(facts)
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in self._facts.items()}, refresh=False)
+            self._bar.set_postfix_str(self._told("="), refresh=False)
             self._show_time_left()
-            self._bar.update(amount)
-        elif time.monotonic() - self._shown >= self._plain_seconds:
+            self._bar.update(max(0.0, min(amount, self._total - self._bar.n)))  # sums of parts are a bit off the whole
+        elif self._name and time.monotonic() - self._shown >= self._plain_seconds:
             self._show()
 
     def finish(self) -> None:
@@ -71,29 +84,29 @@ class Reporter:
         else:
             print(text, file=self._stream, flush=True)
 
+    def _told(self, equals: str) -> str:
+        """How fast it goes, and the facts: `28 steps/s, loss=3.142`."""
+        speed = pace(self._done - self._found, time.monotonic() - self._began, self._unit)
+        facts = [f"{name}{equals}{number(value, 4)}" for name, value in self._facts.items()]
+        return ", ".join([*([speed] if speed else []), *facts])
+
     def _seconds_left(self) -> float:
         """By the rate so far, or what the work expects if that is more; 0 if neither is known."""
-        now = time.monotonic()
-        rate = (self._done - self._found) / max(now - self._began, 1e-9)
-        return max((self._total - self._done) / rate if rate else 0.0, self._ends - now, 0.0)
+        now, made = time.monotonic(), self._done - self._found
+        left = (self._total - self._done) * (now - self._began) / made if made else 0.0
+        return max(left, self._ends - now, 0.0)
 
     def _show_time_left(self) -> None:
         """Let the bar tell what the work expects where tqdm would tell what follows from the rate alone."""
         if self._ends:
             left = self._bar.format_interval(self._seconds_left())
-            counts = "{n_fmt}/{total_fmt} [{elapsed}<" + left + ", {rate_fmt}{postfix}]"
-            self._bar.bar_format = "{l_bar}{bar}| " + counts
+            self._bar.bar_format = self._form.replace("{remaining}", left)
 
     def _show(self, text: str = "") -> None:
-        now = time.monotonic()
-        self._shown = now
+        self._shown = time.monotonic()
         if not self._name:
             return self.say(text)
-        facts = "".join(f", {name} {value:.4g}" for name, value in self._facts.items())
-        rate = (self._done - self._found) / max(now - self._began, 1e-9)
-        left = self._seconds_left()
-        rest = f", {left:.0f} s left" if self._done < self._total and left else ""
-        told = f"; {text}" if text else ""
-        self.say(
-            f"{self._name}: {self._done} of {self._total} {self._unit}, {rate:.3g} {self._unit}/s{facts}{rest}{told}"
-        )
+        told, left = self._told(" "), self._seconds_left()
+        parts = [f"{self._name}: {self._done:,.0f} of {self._total:,.0f} {self._unit}", *([told] if told else [])]
+        shown = ", ".join([*parts, *([f"{duration(left)} left"] if left > 0 and self._done < self._total else [])])
+        self.say(f"{shown}; {text}" if text else shown)

@@ -11,12 +11,14 @@ from typing import Any
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import ManifestError, Stopped
+from mistral.extension import plan_of
 from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
 from mistral.metrics import parse_line, seconds_of, tokens_per_second
 from mistral.setaside import names_of
 from mistral.workspace import Workspace
 from pipeline.jobs import NOT_VISIBLE, WORDS, EndedTask, Job, Jobs, Past, ended_lines, queue_lines, waits_for
+from pipeline.numbers import counted
 from pipeline.results import as_table
 
 TAIL_BYTES = 8192
@@ -91,7 +93,8 @@ class StatusReport:
         if self.dataset is None:
             return []
         planned = "" if self.sealed or self.planned_units is None else f" of {self.planned_units}"
-        return [f"{self.dataset}: {self.units}{planned} units, {'whole' if self.sealed else 'unfinished'}"]
+        units = counted(self.units, "units") if not planned else f"{self.units}{planned} units"
+        return [f"{self.dataset}: {units}, {'whole' if self.sealed else 'unfinished'}"]
 
     def _set_aside_lines(self) -> list[str]:
         """What was set aside, a line for each run."""
@@ -205,9 +208,10 @@ def _plan(manifest: Manifest, run: str, experiment: Experiment | None) -> tuple[
         return experiment.training.max_steps, len(experiment.scheduled_steps())
     try:
         begun = manifest.find("train", (run, "begin"))
+        scheduled = plan_of(manifest, begun).facts["scheduled_steps"] if begun else ()
     except ManifestError:  # verify says what is wrong with it
-        begun = None
-    return (begun.facts["scheduled_steps"][-1], len(begun.facts["scheduled_steps"])) if begun else (None, None)
+        scheduled = ()
+    return (scheduled[-1], len(scheduled)) if scheduled else (None, None)
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mistral.cohort import (
-    identity,
-    refuse_changes,
-    refuse_known_drift,
-    refuse_other_data,
-    refuse_other_schedule,
-)
+from mistral import sizes
+from mistral.cohort import identity, refuse_changes, refuse_known_drift, refuse_other_data, refuse_other_schedule
 from mistral.config import Experiment
 from mistral.dataset import SEAL, evaluation_record, unit_names
 from mistral.errors import ConfigError, DeadRank, EnvironmentProblem, Findings, LostRanks, MistralError, Stopped
+from mistral.extension import steps_made
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
 from mistral.progress import Silent
 from mistral.provenance import software
 from pipeline import local
 from pipeline.context import Context
+from pipeline.numbers import counted
 
 if TYPE_CHECKING:  # torch is imported where a run is trained, and nowhere else
     from mistral.run import Run
@@ -107,7 +104,7 @@ def train(context: Context, names: Sequence[str] = (), allow_drift: bool = False
         task = ("--task", str(list(experiment.seeds).index(seed)), "--seed", seed)
         [code] = local.run_together(local.command_line((*context.task_arguments, *task)), [{}])
         if code == Stopped.exit_code:
-            raise Stopped("training stopped in order\n  run the same command to go on")
+            raise Stopped  # the process that trained has said where
         if code == MistralError.exit_code:
             raise MistralError(f"{experiment.run_name(seed)}: not trained; the reason is above")
         if code:
@@ -127,10 +124,12 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
     """
     run = experiment.run_name(seed)
     begun = manifest.find("train", (run, "begin"))
-    if begun is not None:
-        refuse_changes(begun, identity(experiment, seed))
+    if begun is not None and steps_made(manifest, run) is not None:
+        refuse_changes(manifest, begun, identity(experiment, seed))
         refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
-    return manifest.find("train", (run, "complete")) is not None
+    complete = manifest.find("train", (run, "complete"))
+    last = experiment.training.max_steps
+    return complete is not None and complete.facts.get("steps", last) >= last
 
 
 def describe_exit(code: int) -> str:
@@ -147,7 +146,7 @@ def dataset_record(experiment: Experiment, manifest: Manifest) -> Record:
     dataset = experiment.data.dataset_name()
     units = len(unit_names(manifest, dataset))
     command = experiment.command("preprocess", manifest.workspace.root)
-    advice = f"{units} units of {dataset} are recorded; run: {command}"
+    advice = f"{counted(units, 'units')} of {dataset} recorded; run: {command}"
     seal = manifest.get("preprocess", (dataset, SEAL), advice)
     for name, one in experiment.evaluation_sets().items():
         evaluation_record(name, one, manifest)
@@ -211,6 +210,8 @@ def report_ranks(run: str, ends: Sequence[local.End]) -> None:
     victims = (LostRanks.exit_code, Stopped.exit_code)  # how ranks leave that miss another one, or are told to
     own = {rank: end for rank, end in bad.items() if not end.killed_here and end.code not in victims}
     if not own and Stopped.exit_code in [end.code for end in bad.values()]:
+        if ends[0].code == Stopped.exit_code:
+            raise Stopped  # rank 0 has said where
         raise Stopped(f"{run}: stopped with everything saved\n  run the same command to go on")
     hung = {rank: end for rank, end in bad.items() if end.killed_here}  # the others had lost them before
     listed = ", ".join(f"rank {rank} {describe_end(end)}" for rank, end in (own or hung or bad).items())
@@ -249,6 +250,7 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
         with lost_connections_told(ranks.rank) if ranks.world_size > 1 else contextlib.nullcontext():
             device = engine.connect(ranks, training, stage.gpus_per_node > 0, stop)
             run = Run(context.experiment, seed, context.manifest, dataset, ranks, stage.threads_per_rank, device)
+            require_memory(run, stage.ranks_per_node)
             run.check_dataset()
             if ranks.rank == 0:
                 with owned(run, options) as ownership:
@@ -258,6 +260,31 @@ def be_rank(context: Context, seed: str, dataset: Record, options: TrainOptions)
     finally:
         stop.restore()
         engine.disconnect()
+
+
+def require_memory(run: "Run", ranks_here: int) -> None:
+    """Refuse a model that cannot fit, before anything of it is built or recorded.
+
+    Args:
+        run: this rank's.
+        ranks_here: ranks that share the memory of this machine.
+
+    Raises:
+        ConfigError: the parameters alone, with gradients and moments, need more than there is.
+    """
+    import torch
+
+    experiment, on_gpu = run.experiment, run.device.type == "cuda"
+    parameters = sizes.parameters_of(experiment.model, run.dataset.facts["vocabulary_size"])
+    needed = sizes.least_bytes(parameters, experiment.training, run.ranks.world_size) * (1 if on_gpu else ranks_here)
+    there = torch.cuda.get_device_properties(run.device).total_memory if on_gpu else sizes.host_bytes()
+    if needed > there:
+        place = "the GPU" if on_gpu else "this machine"
+        raise ConfigError(
+            f"model: found {sizes.count(parameters, 'parameters')}, which need {sizes.memory(needed)} of memory or "
+            f"more in training, expected at most {sizes.memory(there)}, all that {place} has\n"
+            "  lower n_layer, n_embd or n_positions, use more ranks with training.zero_stage 3, or a larger machine"
+        )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from mistral.progress import Progress
 from mistral.records import Records, read_records
 from mistral.setaside import names_of
 from mistral.workspace import Workspace
+from pipeline.numbers import counted
 
 HASHERS = 4
 
@@ -38,10 +39,12 @@ class VerifyReport:
 
     def as_text(self) -> str:
         """For people."""
-        checked = f"checked {self.records} records and {self.files} files, {self.bytes / 1e6:,.1f} MB"
+        what = f"{counted(self.records, 'records')} and {counted(self.files, 'files')}"
+        checked = f"checked {what}, {self.bytes / 1e6:,.1f} MB"
         claims = [f"{run}: can claim {claim}" for run, claim in self.promises.items()]
         aside = [f"set aside, and used by nothing: {path} (see clean --dry-run)" for path in self.set_aside]
-        return "\n".join([*self.problems, *aside, *claims, f"{checked}: {len(self.problems) or 'no'} problems"])
+        found = counted(len(self.problems), "problems") if self.problems else "no problems"
+        return "\n".join([*self.problems, *aside, *claims, f"{checked}: {found}"])
 
     def advice(self) -> str:
         """What to do about the problems."""
@@ -146,17 +149,16 @@ def check_files(manifest: Manifest, records: Records, progress: Progress, quick:
     for entry in (entry for record in records.readable() for entry in record.files):
         groups[(*_identity(manifest, entry), entry.bytes, entry.sha256)].append(entry)
     total = sum(group[0].bytes for group in groups.values())
-    progress.start("verify", max(1, total // 1_000_000), "MB")
-    read = 0
+    progress.start("verify", total / 1e6, "MB")
     problems: set[str] = set()
+    pool = ThreadPoolExecutor(HASHERS)
     try:
-        with ThreadPoolExecutor(HASHERS) as pool:
-            jobs = {pool.submit(_damage, manifest, group, quick): group[0].bytes for group in groups.values()}
-            for job in as_completed(jobs):
-                problems.update(job.result())
-                before, read = read, read + jobs[job]
-                progress.advance(read // 1_000_000 - before // 1_000_000)
+        jobs = {pool.submit(_damage, manifest, group, quick): group[0].bytes for group in groups.values()}
+        for job in as_completed(jobs):
+            problems.update(job.result())
+            progress.advance(jobs[job] / 1e6)
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # who is told to stop waits for no file
         progress.finish()
     return sorted(problems)
 

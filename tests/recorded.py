@@ -18,6 +18,7 @@ from pipeline.export import ExportSummary, export
 
 VOCABULARY, END_OF_TEXT = 512, 0
 STEPS = (0, 2, 4)
+PREFIX = 8  # tokens of the beginning of the probe
 CONFIG = tiny_config(max_steps=4, every=2)
 
 
@@ -26,6 +27,7 @@ class Trained(Tiny):
     """A workspace with a sealed dataset, in which runs can be recorded as training records them."""
 
     dataset: Record
+    records_prefix: bool = True  # as training does; earlier records have none
 
     def export(self, **options) -> ExportSummary:
         return export(self.experiment, self.workspace, Silent(), **options)
@@ -46,9 +48,11 @@ class Trained(Tiny):
                 with torch.no_grad():
                     network.transformer.wte.weight.add_(0.01 * step)
                     loss = float(network(input_ids=sequences, labels=sequences).loss)
-                loss *= 1 + (probe_error or {}).get(step, 0.0)
+                    prefix = float(network(input_ids=sequences[:1, :PREFIX], labels=sequences[:1, :PREFIX]).loss)
+                wrong = 1 + (probe_error or {}).get(step, 0.0)
                 weights = {name: value.detach().clone() for name, value in network.named_parameters()}
-                probe = {"loss": loss, "sequences": sequences.tolist()}
+                probe = {"loss": loss * wrong, "sequences": sequences.tolist()}
+                probe |= {"prefix": {"tokens": PREFIX, "loss": prefix * wrong}} if self.records_prefix else {}
                 facts = {"step": step, "tokens": 64 * step, "probe": probe}
                 checkpoints.save_weights(step, weights, config.to_json_string(use_diff=False), facts)
             parameters = {f"param/{name}": value for name, value in weights.items()}

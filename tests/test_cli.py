@@ -36,6 +36,7 @@ def outcome(monkeypatch, capsys):
             raise error
 
         monkeypatch.delitem(sys.modules, "deepspeed", raising=False)  # main ends a process at once that has trained
+        monkeypatch.setattr(os, "_exit", sys.exit)  # and one that was told to stop
         monkeypatch.setattr(cli, "cli", command)
         monkeypatch.setattr(sys, "argv", ["mistral-pipeline", *arguments])
         with pytest.raises(SystemExit) as caught:
@@ -100,8 +101,15 @@ def test_every_error_of_the_project_is_shown_by_its_name(outcome):
     for kind in kinds:
         assert outcome(kind("found 1, expected 2\n  do this")) == (
             kind.exit_code,
-            f"{kind.__name__}: found 1, expected 2\n  do this\n",
+            f"{'' if kind is errors.Stopped else f'{kind.__name__}: '}found 1, expected 2\n  do this\n",
         )
+
+
+def test_that_a_run_stopped_is_said_once(outcome):
+    """By the process that trained; those that started it, and its other ranks, say nothing."""
+    told = "alias-tiny-x21: stopped at step 8 with its state saved\n  run the same command to go on"
+    assert outcome(errors.Stopped(told)) == (75, f"{told}\n")
+    assert outcome(errors.Stopped()) == (75, "")
 
 
 def test_debug_shows_the_traceback(outcome):
@@ -127,7 +135,7 @@ def test_a_mistake_in_the_program_keeps_its_traceback(outcome):
         (("nonsense",), 2, "No such command"),
         (("train",), 2, "Missing argument 'EXPERIMENT'"),
         (("export", "quickstart", "--step", "1", "--all-steps"), 2, "exclude each other"),
-        (("verify", "--workspace", "nowhere"), 3, "Findings: found 1 problems"),
+        (("verify", "--workspace", "nowhere"), 3, "Findings: found 1 problem,"),
         (("status", "quickstart"), 0, ""),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
@@ -210,6 +218,6 @@ def test_run_tells_the_failures_of_both_stages(trained, run, monkeypatch):
     done = trained.train("alias", probe_error={2: 1e-3})
     monkeypatch.setattr(train, "train", failing([]))
     told, rows = run("run")
-    assert told.startswith("found that 1 of 2 seeds failed\nfound 1 checkpoints that cannot be exported, 2 were:\n")
+    assert told.startswith("found that 1 of 2 seeds failed\nfound 1 checkpoint that cannot be exported, 2 were:\n")
     assert f"{done}/checkpoint-2" in told
     assert len(rows) == 2

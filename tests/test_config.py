@@ -594,3 +594,54 @@ def test_all_problems_of_a_cluster_file_are_told_before_anything_is_submitted(tm
     assert "stages.train.chain_jobs" in told
     assert "requeue: " in told
     assert "reservation" not in told
+
+
+def test_a_file_with_thousands_of_problems_is_told_in_a_hundred_lines(load):
+    problems = problems_of(load, VALID | {f"key{number}": 1 for number in range(5000)})
+    assert len(problems) == 101
+    assert problems[-1] == "and 4900 more; mend these first"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "dropout", "equal"),
+    [
+        ({"one": 7, "two": 7}, 0.1, True),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 7}}, 0.1, True),
+        ({"one": 1, "two": 2, "three": 1}, 0.1, True),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 8}}, 0.1, False),
+        ({"one": 7, "two": {"init": 7, "data": 7, "dropout": 8}}, 0.0, True),
+        ({"one": 7, "two": {"init": 7, "data": 8, "dropout": 7}}, 0.0, False),
+        ({"one": 7, "two": {"init": 8, "data": 7, "dropout": 7}}, 0.1, False),
+    ],
+)
+def test_two_seeds_that_would_train_the_same_run_twice_are_refused(load, seeds, dropout, equal):
+    model = VALID["model"] | {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    value = changed(seeds=seeds, model=model)
+    if not equal:
+        assert len(load(value).seeds) == len(seeds)
+        return
+    [problem] = problems_of(load, value)
+    assert re.match(
+        r"seeds\.(two|three): found init \d, data \d.*, as seeds\.one has, which would train the same", problem
+    )
+    assert FOUND_EXPECTED_ADVICE.match(problem)
+
+
+def test_a_missing_key_is_told_with_its_meaning_and_unit(load):
+    value = copy.deepcopy(VALID)
+    del value["training"]["max_steps"], value["data"]["source"]["files"], value["model"]["n_layer"], value["name"]
+    told = problems_of(load, value | {"seeds": {"a": {"init": 1, "data": 2}}})
+    assert "training.max_steps: found nothing, expected a value: Length of a run; it may grow" in "\n".join(told)
+    assert "model.n_layer: found nothing, expected a value: Number of transformer blocks. [layers]; add it" in told
+    assert "name: found nothing, expected a value: What the experiment is called" in "\n".join(told)
+    assert "seeds.a.dropout: found nothing, expected a value: Seed of dropout. [no unit]; add it" in told
+
+
+@pytest.mark.parametrize(
+    "key", ["ranks_per_node", "threads_per_rank", "cpus_per_rank", "gpus_per_node", "nodes", "minutes"]
+)
+def test_a_cluster_of_an_absurd_size_is_refused(tmp_path, key):
+    path = tmp_path / "site.yaml"
+    path.write_text(f"name: site\nexecutor: local\nstages: {{train: {{{key}: {10**30}}}}}\n")
+    with pytest.raises(ConfigError, match=rf"stages\.train\.{key}: found 10+, expected less than or equal to 1\d+"):
+        load_cluster(str(path))

@@ -10,6 +10,7 @@ import torch
 from recorded import flip_a_bit
 from test_end_to_end import metrics_of, run, snapshot
 from test_evaluation import experiment
+from test_training import Listener
 
 from mistral.config import Experiment, load_cluster, load_experiment
 from mistral.errors import DataError, ManifestError
@@ -22,7 +23,7 @@ from mistral.tokens import read_tokenizer
 from mistral.windows import open_sets
 from mistral.workspace import Workspace
 from pipeline.context import Context
-from pipeline.evaluate import EvaluateSummary, Row, evaluate
+from pipeline.evaluate import EvaluateSummary, Row, evaluate, tell_changed_sources
 from pipeline.preprocess import PreprocessSummary, preprocess
 from pipeline.train import dataset_record
 from pipeline.verify import verify
@@ -135,7 +136,7 @@ def test_rows_of_a_saved_dataset_are_the_lines_of_one_text(tiny):
     """The Hub's WikiText has a line in each row: with its line break, and empty where the line is."""
     rows = ["", " = Gunnery = \n", "", " A gun @-@ deck , or two . \n", " The end"]
     datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": rows})}).save_to_disk(str(tiny / "wiki"))
-    source = "evaluation.wikitext103={source: {hub: wiki, split: test}}"
+    source = "evaluation.wikitext103={source: {hub: wiki, split: test}, detokenizer: wikitext}"
     one = load_experiment(str(tiny / "tiny.yaml"), (source,))
     prepared = prepare(tiny, one)
     manifest, workspace = Manifest(Workspace(tiny / "workspace")), Workspace(tiny / "workspace")
@@ -144,6 +145,31 @@ def test_rows_of_a_saved_dataset_are_the_lines_of_one_text(tiny):
     text = read_tokenizer(workspace.tokenizer(prepared.dataset)).decode(tokens)
     assert text == " = Gunnery =\n A gun-deck, or two.\n The end"
     assert found.words == len("".join(rows).split())
+
+
+@pytest.mark.parametrize("change", ["longer", "touched"])
+def test_a_changed_file_of_a_set_is_refused_with_advice_that_works_and_evaluate_says_what_it_measures(tiny, change):
+    one = experiment(tiny)
+    prepared = prepare(tiny, one)
+    text = (tiny / "wiki.txt").read_text()
+    (tiny / "wiki.txt").write_text(text + "more\n" if change == "longer" else text.swapcase())
+    with pytest.raises(
+        ManifestError, match=r"evaluation\.wikitext103: .*the source differs(.|\n)*another name"
+    ) as refused:
+        prepare(tiny, one)
+    assert "data.name" not in str(refused.value)
+    said = Listener()
+    tell_changed_sources(Context(one, load_cluster("local"), Workspace(tiny / "workspace"), said))
+    [warning] = said.said
+    assert warning.startswith("WARNING: evaluation.wikitext103 is measured on the recorded tokens of wikitext103-")
+    (tiny / "wiki.txt").rename(tiny / "newer.txt")  # what the advice says
+    named = "evaluation.wikitext103.source.files=[newer.txt]"
+    newer = load_experiment(str(tiny / "tiny.yaml"), ("training.seq_len=16", named))
+    again = prepare(tiny, newer)
+    assert again.evaluation_sets["wikitext103"].dataset != prepared.evaluation_sets["wikitext103"].dataset
+    said = Listener()
+    tell_changed_sources(Context(newer, load_cluster("local"), Workspace(tiny / "workspace"), said))
+    assert said.said == []
 
 
 # --- train and evaluate -----------------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ def test_one_process_measures_recorded_weights_as_two_ranks_did_in_training(tiny
     weights = tiny / "workspace/runs/alias-tiny-x21/checkpoints/step-00000002/model.safetensors"
     flip_a_bit(weights)
     output, errors = run(tiny, "evaluate", *options, "--json", code=3)
-    assert "found 1 checkpoints that cannot be measured:\n  alias-tiny-x21, step 2: found" in errors
+    assert "found 1 checkpoint that cannot be measured:\n  alias-tiny-x21, step 2: found" in errors
     rows = {row["step"]: row["evaluation"] for row in json.loads(output)}
     assert list(rows) == [0, 4], "one that is damaged holds nobody back"
     assert list(rows[4]) == list(found[4])

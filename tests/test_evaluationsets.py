@@ -88,6 +88,17 @@ def test_sequences_of_one_token_predict_nothing(load):
         load("evaluation: {}", "training.seq_len=1")
 
 
+def test_a_text_of_ones_own_is_measured_as_it_is(load):
+    own = "{source: {files: [plain.txt]}"
+    assert load(f"evaluation: {{wikitext103: {own}}}}}").evaluation.wikitext103.detokenizer == "none"
+    assert (
+        load(f"evaluation: {{wikitext103: {own}, detokenizer: wikitext}}}}").evaluation.wikitext103.detokenizer
+        == "wikitext"
+    )
+    assert load("evaluation: {wikitext103: {}}").evaluation.wikitext103.detokenizer == "wikitext"
+    assert load("evaluation: {wikitext103: {detokenizer: none}}").evaluation.wikitext103.detokenizer == "none"
+
+
 def test_the_config_that_is_kept_means_the_same(load, tmp_path):
     one = load("evaluation: {wikitext103: {}, lambada: {source: {files: [a.jsonl]}}, stride: 64}")
     (tmp_path / "kept.yaml").write_text(to_yaml(one), encoding="utf-8")

@@ -14,8 +14,9 @@ import torch
 from recorded import STEPS, flip_a_bit
 from safetensors.torch import load_file
 
-from mistral.cohort import begin_facts, record_drift
+from mistral.cohort import begin_facts
 from mistral.config import load_experiment
+from mistral.drift import record_drift
 from mistral.errors import ConfigError, Findings, ManifestError
 from mistral.manifest import Manifest, make_record
 from mistral.modelcard import CardFacts, model_card
@@ -125,7 +126,7 @@ def test_equal_input_gives_an_equal_model_card(trained):
     assert card.read_bytes() == first
     text = first.decode()
     weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
-    parts = ["license: apache-2.0", "5.6", "244.69", "learning_rate", "0.2", "| dropout | 21 |", weights.content]
+    parts = ["No licence is stated", "5.6", "244.69", "learning_rate", "0.2", "| dropout | 21 |", weights.content]
     for part in [*parts, trained.dataset.content, weights.inputs["parent"]]:
         assert part in text
 
@@ -133,7 +134,7 @@ def test_equal_input_gives_an_equal_model_card(trained):
 def test_a_wrong_probe_is_refused_while_the_others_are_exported(trained):
     run = trained.train("alias", probe_error={2: 1e-3})
     with pytest.raises(Findings, match=f"{run}/checkpoint-2: found probe loss"):
-        trained.export()
+        trained.export()  # by the beginning of its probe, as the whole one of step 0 is right
     assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
     assert sorted(p.name for p in trained.workspace.export(run, 2).parent.iterdir()) == ["checkpoint-0", "checkpoint-4"]
 
@@ -149,6 +150,23 @@ def test_a_damaged_checkpoint_is_refused_while_the_others_are_exported(trained, 
     with pytest.raises(Findings, match="checkpoint-2"):
         trained.export()
     assert trained.manifest.names("export", (run,)) == ["checkpoint-0", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("kind", ["weights", "export"])
+def test_a_broken_record_of_what_is_exported_already_is_no_export_without_work(trained, kind):
+    run = trained.train("alias")
+    trained.export()
+    keys = {"weights": ("train", (run, "weights", "step-00000002")), "export": ("export", (run, "checkpoint-2"))}
+    path = trained.manifest.path(*keys[kind])
+    path.write_text("[" * 100_000)
+    with pytest.raises(
+        Findings, match=rf"found 1 checkpoint that cannot be exported, 0 were:\n  {run}/checkpoint-2: .*JSON"
+    ):
+        trained.export()
+    trained.manifest.remove("export", (run, "checkpoint-4"))
+    with pytest.raises(Findings, match="found 1 checkpoint that cannot be exported, 1 were"):
+        trained.export()
+    assert trained.export(steps=[0]).already == 1
 
 
 def test_a_damaged_line_of_metrics_is_named_and_holds_back_only_what_it_belongs_to(trained):

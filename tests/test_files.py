@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import time
 from multiprocessing.context import ForkContext
 from pathlib import Path
@@ -137,3 +138,18 @@ def test_removing_a_folder_twice_is_fine(tmp_path):
     files.remove_folder(tmp_path / "folder")
     files.remove_folder(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
+def test_a_full_table_of_inodes_is_told_as_such_though_bytes_are_free(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=6", "tmpfs", str(tmp_path)], check=True)
+    try:
+        with pytest.raises(StorageError, match=r"none of its 6 inodes(.|\n)*get more inodes \(df -i") as full:
+            for number in range(9):
+                files.write_bytes(tmp_path / str(number), b"")
+        assert "4.2 MB free on its file system" in str(full.value)
+        (tmp_path / "0").unlink()
+        with pytest.raises(StorageError, match="make room, then run the same command again"):
+            files.write_bytes(tmp_path / "1", bytes(8_000_000))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

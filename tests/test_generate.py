@@ -1,9 +1,11 @@
 """Text is generated from the step that is asked for, and the same call gives the same text."""
 
+import re
+
 import pytest
 
 from mistral.config import load_cluster
-from mistral.errors import ManifestError
+from mistral.errors import CheckpointError, ManifestError
 from mistral.progress import Silent
 from pipeline.context import Context
 from pipeline.generate import generate, newest_export
@@ -21,9 +23,7 @@ def test_the_last_exported_step_by_number_unless_one_is_given(trained, context):
     assert newest_export(context, "alias", None).name == "checkpoint-4"
     assert newest_export(context, "alias", 2).name == "checkpoint-2"
     assert newest_export(context, "alias", 0).name == "checkpoint-0"
-    with pytest.raises(
-        ManifestError, match=r"found exported steps 0, 2, 4, expected 3\n  run: mistral-pipeline export"
-    ):
+    with pytest.raises(ManifestError, match=r"found exported steps 0, 2, 4, expected 3\n  give --step 2 or 4"):
         newest_export(context, "alias", 3)
 
 
@@ -41,6 +41,37 @@ def test_the_same_call_gives_the_same_text_and_another_seed_another(trained, con
     assert len(first) > len("To be")
     assert generate(folder, "To be", 12, 0.8, seed=21) == first
     assert generate(folder, "To be", 12, 0.8, seed=22) != first
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_export_is_refused_with_its_file_and_the_way_out(trained, context, name):
+    trained.export(steps=[4])
+    path = trained.workspace.export("alias-tiny-x21", 4) / name
+    data = path.read_bytes()
+    path.unlink()  # a link to the checkpoint's own file, which stays whole
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=rf"{name}: found \d+ bytes, expected (.|\n)*then run: mistral-pipeline"):
+        newest_export(context, "alias", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '"vocab_size": 1' + "0" * 30),
+        ("config.json", "[" * 100_000 + "]" * 100_000),
+        ("tokenizer.json", "[" * 100_000 + "]" * 100_000),
+        ("tokenizer.json", "{}"),
+    ],
+    ids=["vocabulary", "deep", "deep tokenizer", "no tokenizer"],
+)
+def test_a_model_that_cannot_be_loaded_is_told_without_a_traceback(trained, context, name, text):
+    trained.export(steps=[4])
+    folder = newest_export(context, "alias", None)
+    if text.startswith('"'):
+        text = re.sub(r'"vocab_size": \d+', text, (folder / name).read_text())
+    (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match="found no model that transformers can load"):
+        generate(folder, "KING.", 3, 0.8, seed=1)
 
 
 @pytest.mark.parametrize("prompt", ["", "KING.", "To be, or not to be, that is the question. " * 5])

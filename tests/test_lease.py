@@ -169,3 +169,12 @@ def test_of_processes_that_race_exactly_one_wins(tmp_path: Path, fork: ForkConte
 def test_owners_are_named_as_an_operator_knows_them():
     assert describe(slurm("12_3", 1)) == "Slurm job 12_3, restart 1"
     assert describe(ONE) == "process 11 on node1"
+
+
+def test_a_planted_last_number_is_refused_with_its_path_and_the_way_out(tmp_path):
+    path = tmp_path / "lease-99999999"
+    path.write_text("{}")
+    with pytest.raises(LeaseError, match=rf"{path}: found the last number(.|\n)*remove that file$"):
+        acquire(tmp_path, ONE, dead, steal=True)
+    path.unlink()
+    assert acquire(tmp_path, ONE, dead).number == 1

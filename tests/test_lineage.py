@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from recorded import STEPS, Trained
 
-from mistral.cohort import begin, begin_facts, publish_begin, record_drift
+from mistral.cohort import begin, begin_facts, publish_begin
 from mistral.config import load_experiment
+from mistral.drift import record_drift
 from mistral.errors import ConfigError
 from mistral.files import canonical_json, digest_of
 from mistral.kinds import KINDS, kind_of

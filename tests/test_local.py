@@ -123,7 +123,7 @@ def test_a_flag_is_up_from_the_start_if_a_signal_came_before(monkeypatch):
         (["sys.exit(76)", "time.sleep(60)"], DeadRank, "rank 1 did not answer the others, and was ended;"),
         (["sys.exit(76)", "sys.exit(1)"], MistralError, "rank 1 failed with exit code 1;"),
         (["sys.exit(76)", "sys.exit(3)"], Findings, "rank 1 failed with exit code 3;"),
-        (["sys.exit(75)", "sys.exit(75)"], Stopped, "stopped with everything saved"),
+        (["sys.exit(76)", "sys.exit(75)"], Stopped, "stopped with everything saved"),
     ],
 )
 def test_the_rank_that_ended_first_is_named_and_not_those_that_lost_it(monkeypatch, fates, kind, told):

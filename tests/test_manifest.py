@@ -184,7 +184,22 @@ def test_an_edited_record_is_refused(manifest, changes, message):
         manifest.find("preprocess", KEY)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"3", b'"text"', b"{}", b"\xff", b"[" * 9])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'"text"',
+        b"{}",
+        b"\xff",
+        b"[" * 9,
+        b"[" * 100_000,
+        b"[" * 940 + b"1" + b"]" * 940,
+    ],
+)
 def test_a_file_that_is_no_record_is_refused(manifest, text):
     write_bytes(manifest.path("preprocess", KEY), text)
     with pytest.raises(ManifestError, match=r"00017\.json"):

@@ -1,11 +1,14 @@
 """The model card tells where a model comes from, in a form that the Hub reads."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from mistral.config import load_experiment
+from mistral.config import Data, load_experiment
+from mistral.errors import ConfigError
+from mistral.modelcard import CardFacts, model_card
 
 
 @pytest.fixture
@@ -30,11 +33,80 @@ def rows(text: str, title: str) -> dict[str, str]:
     return dict([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
 
 
-def test_the_hub_reads_its_front_matter(card):
+def plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_licence_and_language_come_from_the_experiment_and_are_never_made_up(card):
+    _, front, text = card("export.license=mit", "export.language=de").split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "mit"
+    assert "Licence: mit. Language: de." in text
+
+
+def test_a_card_without_a_licence_says_so(card):
     _, front, text = card().split("---\n", 2)
+    assert {"license", "language"} & yaml.safe_load(front).keys() == set()
+    assert "No licence is stated. No language is stated." in text
+
+
+@pytest.mark.parametrize("setting", ["export.license=MIT or so", "export.language=english", "export.language=[en, 3]"])
+def test_a_licence_or_language_that_the_hub_cannot_read_is_refused(tmp_path, trained, setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_experiment(str(tmp_path / "tiny.yaml"), (setting,))
+
+
+def test_it_says_which_transformers_compute_the_model_and_how_older_ones_do(card):
+    """transformers 4.57 with sdpa gives another loss than 5.6 does, and with eager attention the same (measured)."""
+    usage = section(card(), "How to load it")
+    assert "transformers 5.6 or newer is needed for this code" in usage
+    assert "transformers#44380" in usage
+    eager = re.findall(r"```python\n(.*?)```", usage, flags=re.S)[1]
+    assert eager == (
+        'model = AutoModelForCausalLM.from_pretrained("exports/alias-tiny-x21/checkpoint-4", '
+        'attn_implementation="eager")\n'
+    )
+
+
+def written(trained, **values) -> str:
+    """The card of a checkpoint under an experiment of which some sections are others."""
+    run = trained.train("alias")
+    begun = trained.manifest.get("train", (run, "begin"), "")
+    weights = trained.manifest.get("train", (run, "weights", "step-00000004"), "")
+    experiment = trained.experiment.model_copy(update=values)
+    return model_card(CardFacts(experiment, "alias", begun, weights, trained.dataset, [], []))
+
+
+def test_the_warning_of_older_versions_stands_only_where_it_matters(trained):
+    plain_scale = trained.experiment.model.model_copy(update={"scale_attn_by_inverse_layer_idx": False})
+    assert "5.6 or newer" not in written(trained, model=plain_scale)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [
+        (
+            {"train": {"vocab_size": 8192}},
+            "byte-level BPE of 8,192 tokens, trained on up to 1,000 MB of the training docu",
+        ),
+        (
+            {"passthrough": {"vocab_size": 50257, "end_of_text_id": 9}},
+            "none: the corpus is token ids below 50,257, and 9 ",
+        ),
+        ("gpt2", "`gpt2`"),
+    ],
+)
+def test_prose_holds_nothing_of_python(trained, tokenizer, told):
+    data = Data.model_validate(trained.experiment.data.model_dump() | {"tokenizer": tokenizer})
+    text = written(trained, data=data)
+    assert rows(text, "Data")["tokenizer"].startswith(told)
+    assert re.findall(r"\b(True|False|None|\w+\(\w+=)", re.sub(r"```.*?```", "", text, flags=re.S)) == []
+
+
+def test_the_hub_reads_its_front_matter(card):
+    _, front, text = card("export.license=cc-by-4.0", "export.language=[en, no]").split("---\n", 2)
     assert yaml.safe_load(front) == {
-        "language": "en",
-        "license": "apache-2.0",
+        "language": ["en", "no"],
+        "license": "cc-by-4.0",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["gpt2", "reproducibility", "training-dynamics"],
@@ -48,8 +120,9 @@ def test_it_tells_config_data_and_lineage(card, trained):
     assert "after 4 of 4 steps and 256 tokens" in text
     assert rows(text, "Seeds") == {"init": "21", "data": "21", "dropout": "21"}
     model, training = trained.experiment.model.model_dump(), trained.experiment.training.model_dump()
-    assert rows(text, "Architecture") == {name: str(value) for name, value in model.items()}
-    assert rows(text, "Hyperparameters") == {name: str(value) for name, value in training.items()}
+    training |= {"seq_len": 16, "lr_decay_steps": 4}
+    assert rows(text, "Architecture") == {name: plain(value) for name, value in model.items()}
+    assert rows(text, "Hyperparameters") == {name: plain(value) for name, value in training.items()}
     data = rows(text, "Data")
     assert data["dataset"] == trained.dataset.key[0]
     assert data["train"] == "3 documents, 1,024 tokens"

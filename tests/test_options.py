@@ -51,7 +51,9 @@ def test_a_cluster_is_a_bare_name_or_a_path(parse, tiny):
     assert parse("quickstart --cluster slurm-a100")[0].cluster.executor == "slurm"
     cluster = parse(f"quickstart --cluster {tiny}/ranks2.yaml")[0].cluster
     assert (cluster.name, cluster.stages.train.ranks_per_node) == ("test", 2)
-    with pytest.raises(ConfigError, match=r"cluster ranks2: found no such name .* expected one of local, slurm-a100"):
+    with pytest.raises(
+        ConfigError, match=r"cluster ranks2: found no such name .* expected one of local, local-two-ranks, slurm-a100"
+    ):
         parse("quickstart --cluster ranks2")
 
 
@@ -133,3 +135,17 @@ def test_tasks_are_numbered_from_0_of_at_least_1(line):
     for wrong in ("--task -1", "--tasks 0"):
         with pytest.raises(click.BadParameter, match="is not in the range"):
             command.main(wrong.split(), standalone_mode=False)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/null/deeper", "{}/dangling", "{}/dangling/deeper"])
+def test_a_workspace_that_is_no_folder_is_refused_by_its_path_before_anything_looks_into_it(parse, tmp_path, path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    named = path.format(tmp_path)
+    for decorate in (options.stage, options.inspection):
+        with pytest.raises(
+            click.BadParameter, match=rf"found {named.removesuffix('/deeper')}, which is no folder, expected"
+        ):
+            parse(f"quickstart --workspace {named}", decorate)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    for fresh in ("new/deeper", "linked", "linked/new"):
+        parse(f"quickstart --workspace {tmp_path / fresh}")

@@ -125,7 +125,10 @@ def test_a_step_that_is_not_recorded_is_refused_before_any_work(refused):
 def test_another_experiments_run_of_the_same_name_is_refused_before_any_work(refused, packed, begun, command):
     loaded = load_experiment(str(packed / "tiny.yaml"))
     facts = begin_facts(loaded, "battlestar", "d", {"threads": 1}) | {"experiment": "x", "seed": "battlestar-tiny"}
-    begin(Manifest(Workspace(begun)), loaded.run_name("battlestar"), facts, allow_drift=False)
+    manifest, run = Manifest(Workspace(begun)), loaded.run_name("battlestar")
+    begin(manifest, run, facts, allow_drift=False)
+    key = (run, "weights", "step-00000000")  # a run that made no step binds nobody
+    manifest.publish(make_record("train/weights", key, config="c", inputs={}, files=[], facts={}))
     told = refused(command, "--set", "data.name=new", "--seed", "battlestar")
     assert "expected that of seed battlestar of experiment tiny" in told
 

@@ -1,15 +1,19 @@
 """Progress is a bar on a terminal and a plain line now and then elsewhere; both tell the same."""
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
+import termios
 import time
 
 import pytest
 
 from pipeline import reporter
+from pipeline.numbers import counted, duration, number, pace
 from pipeline.reporter import Reporter
 
 
@@ -55,9 +59,9 @@ def test_elsewhere_a_line_every_30_seconds(clock):
         progress.advance(1, loss=3.25)
     assert lines(stream) == [
         "train alias: 0 of 100 steps",
-        "train alias: 30 of 100 steps, 1 steps/s, loss 3.25, 70 s left",
-        "train alias: 60 of 100 steps, 1 steps/s, loss 3.25, 40 s left",
-        "train alias: 90 of 100 steps, 1 steps/s, loss 3.25, 10 s left",
+        "train alias: 30 of 100 steps, 1 step/s, loss 3.25, 70 s left",
+        "train alias: 60 of 100 steps, 1 step/s, loss 3.25, 40 s left",
+        "train alias: 90 of 100 steps, 1 step/s, loss 3.25, 10 s left",
     ]
     clock.now += 5
     progress.advance(10, loss=2.5)
@@ -73,7 +77,7 @@ def test_what_was_found_finished_is_not_counted_as_speed(clock):
     progress.advance(3)
     assert lines(stream) == [
         "export: 90 of 100 checkpoints",
-        "export: 93 of 100 checkpoints, 0.1 checkpoints/s, 70 s left",
+        "export: 93 of 100 checkpoints, 10 s/checkpoint, 70 s left",
     ]
 
 
@@ -92,8 +96,8 @@ def test_pieces_of_work_follow_each_other_and_share_nothing(clock):
     progress.finish()
     assert [line for line in lines(stream) if line.startswith("two")] == [
         "two: 0 of 2 units",
-        "two: 1 of 2 units, 0.025 units/s, 40 s left",
-        "two: 1 of 2 units, 0.025 units/s, 40 s left",
+        "two: 1 of 2 units, 40 s/unit, 40 s left",
+        "two: 1 of 2 units, 40 s/unit, 40 s left",
     ]
     assert "a word" in lines(stream)
 
@@ -103,7 +107,10 @@ def test_work_that_ends_at_once_is_told(clock):
     progress = Reporter(stream)
     progress.start("verify", 1, "MB")
     progress.finish()
-    assert lines(stream) == ["verify: 0 of 1 MB", "verify: 0 of 1 MB, 0 MB/s"]
+    assert lines(stream) == ["verify: 0 of 1 MB", "verify: 0 of 1 MB"]
+    progress.start("recompute", 0, "runs")
+    progress.finish()
+    assert len(lines(stream)) == 2, "nothing is said of no work"
 
 
 def test_lines_are_shown_at_once(tmp_path):
@@ -184,7 +191,7 @@ def test_the_time_left_is_never_less_than_what_the_work_expects(clock):
     for _ in range(30):
         clock.now += 1
         progress.advance(1)
-    assert lines(stream)[-1] == "push crfm/alias: 30 of 100 revisions, 1 revisions/s, 7170 s left"
+    assert lines(stream)[-1] == "push crfm/alias: 30 of 100 revisions, 1 revision/s, 120 min left"
 
 
 def test_the_bar_of_a_terminal_tells_the_time_left_that_the_work_expects_and_what_it_waits_for(terminal):
@@ -198,3 +205,58 @@ def test_the_bar_of_a_terminal_tells_the_time_left_that_the_work_expects_and_wha
     shown = terminal(draw)
     assert "<2:00:00" in shown
     assert "120 commits in the last hour" in shown
+
+
+def test_a_bar_of_small_files_ends_at_a_hundred_percent_and_tells_slow_and_fast_work_in_plain_numbers(terminal):
+    def draw(progress: Reporter) -> None:
+        progress.start("verify", 0.6, "MB")
+        for size in (0.1, 0.2, 0.3):  # which are 0.6000000000000001
+            time.sleep(0.11)
+            progress.advance(size)
+        progress.finish()
+
+    last = terminal(draw).rstrip("\n").rpartition("\r")[2]
+    assert re.match(r"verify: 100%\|[^|]*\| 1/1 \[", last)
+
+
+@pytest.mark.parametrize(
+    ("amount", "seconds", "unit", "told"),
+    [
+        (3, 3.36, "checkpoints", "1.12 s/checkpoint"),
+        (49_900, 1, "MB", "49,900 MB/s"),
+        (1, 1, "steps", "1 step/s"),
+        (1, 4, "MB", "0.25 MB/s"),
+        (0, 9, "units", ""),
+        (5, 7200, "revisions", "1,440 s/revision"),
+    ],
+)
+def test_a_pace_has_no_exponent_and_its_unit_the_right_number(amount, seconds, unit, told):
+    assert pace(amount, seconds, unit) == told
+
+
+def test_counts_and_durations_are_those_that_people_say():
+    assert [counted(n, "units") for n in (0, 1, 2, 1200)] == ["0 units", "1 unit", "2 units", "1,200 units"]
+    assert [number(value) for value in (1.0, 0.9999, 12.345, 999.4, 1000, 49_900.0)] == [
+        "1", "1", "12.3", "999", "1,000", "49,900",
+    ]  # fmt: skip
+    assert [duration(s) for s in (0.4, 119, 121, 7199, 12_000)] == ["0 s", "119 s", "2 min", "120 min", "3 h 20 min"]
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_bar_of_a_long_run_fits_into_the_terminal(terminal, columns):
+    def draw(progress: Reporter) -> None:
+        size = struct.pack("HHHH", 50, columns, 0, 0)
+        fcntl.ioctl(progress._stream.fileno(), termios.TIOCSWINSZ, size)
+        progress.start("train alias-gpt2-small-x21", 400_000, "steps", done=120_000)
+        time.sleep(0.11)
+        progress.advance(3, loss=3.14159)
+        progress.finish()
+
+    last = terminal(draw).rstrip("\n").rpartition("\r")[2]
+    assert len(last) <= columns
+    assert re.match(
+        r"train alias-gpt2-small-x21:  30%\|.*left, [\d.]+ steps/s, loss=3.142\]$"
+        if columns == 80
+        else r"train alias-gpt2-small-x21:  30%\|.*\| 120,003/400,000 \[.*<.*, [\d.]+ steps/s, loss=3.142\]$",
+        last,
+    )

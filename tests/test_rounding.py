@@ -77,7 +77,7 @@ def test_both_losses_are_recorded_and_one_that_rounding_cannot_explain_is_refuse
     facts = record(trained, run, "checkpoint-4", stage="export").facts
     probe = facts["probe"]
     assert facts["dtype"] == "bf16"
-    assert probe["recorded"] == record(trained, run, "weights", "step-00000004").facts["probe"]["loss"]
+    assert probe["recorded"] == record(trained, run, "weights", "step-00000004").facts["probe"]["prefix"]["loss"]
     assert 0 < abs(probe["exported"] - probe["recorded"]) < 0.1 * probe["tolerance"] * probe["recorded"]
 
 

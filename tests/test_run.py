@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mistral import provenance
-from mistral.cohort import begin, begin_facts, record_drift
+from mistral.cohort import begin, begin_facts
+from mistral.drift import record_drift
 from mistral.errors import DataError, ManifestError
 from mistral.manifest import make_record
 from mistral.metrics import metrics_digest, read_metrics

@@ -39,7 +39,7 @@ def test_the_numbers_of_each_run(trained):
     assert (second["state"], second["step"], second["loss"]) == ("stopped", 3, 5.97)
     assert (second["weights"], second["tokens_per_second"], second["eta_seconds"]) == (2, 32.0, 2.0)
     table = report.as_table().splitlines()
-    assert table[0] == f"{trained.dataset.key[0]}: 1 units, whole"
+    assert table[0] == f"{trained.dataset.key[0]}: 1 unit, whole"
     assert table[2].split()[:3] == [alias, "complete", "4/4"]
     assert "2/3" in table[3]
 
@@ -259,5 +259,5 @@ def test_how_many_units_there_will_be_is_told_once_preprocess_was_submitted(trai
     report = status(trained.experiment, trained.workspace, Jobs(planned_units=64))
     assert report.as_table().splitlines()[0] == f"{dataset}: 1 of 64 units, unfinished"
     report = status(trained.experiment, trained.workspace)
-    assert report.as_table().splitlines()[0] == f"{dataset}: 1 units, unfinished"
+    assert report.as_table().splitlines()[0] == f"{dataset}: 1 unit, unfinished"
     assert report.planned_units is None

@@ -1,6 +1,7 @@
 """The promises of mistral/tokens.py: exactly Hugging Face's ids, offline, for any text of any length."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -150,4 +151,23 @@ def test_a_broken_tokenizer_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(DataError, match="no tokenizer that the fast engine can read"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_of_an_absurd_size_is_refused_by_name(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "huge")
+    path = tmp_path / "huge" / "tokenizer.json"
+    body = json.loads(path.read_text())
+    body["added_tokens"].append({**body["added_tokens"][0], "id": 4_000_000_000, "content": "<far>"})
+    path.write_text(json.dumps(body))
+    with pytest.raises(DataError, match=r"tokenizer.json: found token ids up to 4,000,000,000, expected at most"):
+        read_tokenizer(tmp_path / "huge", "reference")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"vocab_size": 0}', '{"vocab_size": 1, "end_of_text_id": 2}'])
+def test_a_broken_vocabulary_of_ids_is_refused_by_name(tmp_path, text):
+    (tmp_path / "passthrough.json").write_text(text)
+    with pytest.raises(
+        DataError, match=r"passthrough.json: found no vocabulary that can be read(.|\n)*preprocess again"
+    ):
         read_tokenizer(tmp_path)

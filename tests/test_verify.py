@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from recorded import STEPS, Trained, flip_a_bit
@@ -213,3 +217,25 @@ def test_only_what_belongs_to_the_experiment_is_checked(exported, tmp_path):
 def test_an_unfinished_run_is_no_problem(trained):
     trained.train("alias", STEPS[:2])
     assert check(trained).problems == []
+
+
+def test_ctrl_c_ends_verify_at_once_however_large_the_files_are(manifest):
+    """64 GB, which are a hole and take no room, are half a minute of hashing."""
+    for number in range(8):
+        path = manifest.workspace.shard("plays-00000000", "train", f"{number:05d}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(8_000_000_000)
+        entry = FileEntry(manifest.workspace.relative(path), 8_000_000_000, "0" * 64)
+        key = ("plays-00000000", f"{number:05d}")
+        manifest.publish(make_record("preprocess/unit", key, config="c", inputs={}, files=[entry], facts={}))
+    command = [sys.executable, "-m", "pipeline.cli", "verify", "--workspace", str(manifest.workspace.root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr.readline() == "verify: 0 of 64,000 MB\n"
+        time.sleep(0.3)  # the first files are being hashed
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert process.wait(timeout=30) == 75
+        assert time.monotonic() - start < 4, "one second on a machine that is not loaded"
+        told = process.stderr.read()
+    assert told.splitlines()[-2:] == ["stopped by Ctrl-C", "  run the same command to go on"]

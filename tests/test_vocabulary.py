@@ -79,7 +79,7 @@ def test_peek_does_nothing_else(tmp_path, option):
 def test_fetch_only_brings_the_tokenizer_and_packs_nothing(tmp_path):
     write_corpus(tmp_path, texts())
     what = experiment(tmp_path, tokenizer=TRAINED)
-    assert "1 units, 0 MB, the tokenizer: here" in invoke(tmp_path, "--fetch-only")
+    assert "1 unit, 0 MB, the tokenizer: here" in invoke(tmp_path, "--fetch-only")
     dataset = Workspace(tmp_path / "workspace").dataset(what.data.dataset_name())
     assert [path.name for path in dataset.iterdir()] == ["tokenizer"]
     told = json.loads(invoke(tmp_path, "--fetch-only", "--json"))

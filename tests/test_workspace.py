@@ -100,3 +100,9 @@ def test_steps_sort_by_number(steps):
     assert sorted(map(step_name, steps)) == [step_name(step) for step in sorted(steps)]
     assert [step_number(step_name(step)) for step in steps] == steps
     assert step_number("checkpoint-1000") == 1000
+
+
+@pytest.mark.parametrize("name", ["step-abc", "step-", "step-1x", "step-²"])
+def test_a_name_without_a_step_is_told_and_no_traceback(name):
+    with pytest.raises(PathError, match=f"found the name '{name}' among records(.|\n)*move it elsewhere"):
+        step_number(name)

@@ -1,6 +1,7 @@
 """What is written is read back as the same value, also by other readers; overrides change one value and no other."""
 
 import copy
+import time
 
 import pytest
 import yaml
@@ -70,3 +71,42 @@ def test_an_override_below_a_single_value_is_refused_and_changes_nothing(assignm
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read .*expected a YAML file; check its permissions"):
         read_yaml(tmp_path)
+
+
+def bomb(levels: int) -> str:
+    """Each level repeats the one before it nine times."""
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels))]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(40), "found more than 100,000 values, expected fewer"),
+        ("a: &a [*a]\n", "found more than 50 levels of lists and mappings, expected fewer"),
+        ("a: " + "[" * 60 + "]" * 60, "found more than 50 levels"),
+        ("a: " + "[" * 90_000, "found more than 50 levels"),
+        ("".join(f"{' ' * n}a:\n" for n in range(600)), "found more than 50 levels"),
+        ("a: 1\n" * 60_000, "found a file of more than 256 KB, expected a config of a few KB; check the path"),
+        ("\n".join(f"a{n}: 1" for n in range(20_000)) + "\na7: 1\n", "found the key a7 twice"),
+    ],
+    ids=["bomb", "cycle", "deep", "deeper", "block", "large", "twice"],
+)
+def test_reading_a_config_is_bounded_in_time_and_size(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(tmp_path / "a.yaml")
+    assert time.process_time() - start < 5
+
+
+def test_a_name_that_repeats_little_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &x {b: [1, 2]}\nc: *x\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}}
+
+
+def test_an_override_of_endless_depth_is_refused():
+    with pytest.raises(ConfigError, match="found no KEY=VALUE"):
+        override({}, ".".join(["a"] * 5000) + "=1")
+    with pytest.raises(ConfigError, match="found more than 50 levels"):
+        override({}, "a=" + "[" * 100 + "]" * 100)
