@@ -124,5 +124,5 @@ def extend(manifest: Manifest, begun: Record, facts: dict[str, Any]) -> None:
         key, inputs = (run, "extend", step_name(last)), {"begin": begun.content}
         manifest.publish(make_record("train/extend", key, config=begun.config, inputs=inputs, files=[], facts=told))
     complete = manifest.find("train", (run, "complete"))
-    if complete is not None and complete.facts["steps"] < last:
+    if complete is not None and complete.facts.get("steps", last) < last:
         manifest.remove("train", complete.key)

@@ -82,7 +82,8 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
         refuse_changes(manifest, begun, identity(experiment, seed))
         refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
     complete = manifest.find("train", (run, "complete"))
-    return complete is not None and complete.facts["steps"] >= experiment.training.max_steps
+    last = experiment.training.max_steps
+    return complete is not None and complete.facts.get("steps", last) >= last
 
 
 def describe_exit(code: int) -> str:
