@@ -14,7 +14,7 @@ from attempts import Case, Fate, differing, outcome
 
 from mistral import ranks
 from mistral.config import Model
-from mistral.evaluation import probe_loss
+from mistral.evaluation import probe_losses
 from mistral.model import load_model
 from mistral.progress import Silent
 from pipeline.export import export
@@ -85,4 +85,4 @@ def loss_of_saved_weights(case: Case, step: int) -> float:
     torch.set_num_threads(1)
     model: Model = case.experiment.model
     folder: Path = case.workspace.weights(case.run_name, step)
-    return probe_loss(load_model(folder, model), record_of(case, step).facts["probe"]["sequences"])
+    return probe_losses(load_model(folder, model), record_of(case, step).facts["probe"]["sequences"])[0]
