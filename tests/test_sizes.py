@@ -1,18 +1,16 @@
 """Absurd sizes are refused before anything is read or built, with the parameters and the memory that they mean."""
 
+import re
+import shutil
 import time
-from dataclasses import replace
 
 import pytest
+from attempts import Case
 from test_config import FOUND_EXPECTED_ADVICE, changed, load, problems_of  # noqa: F401  # a fixture
 
 from mistral import sizes
 from mistral.config import Checkpoints, load_experiment
-from mistral.errors import ConfigError
-from mistral.manifest import Manifest
 from mistral.model import build_model, gpt2_config
-from mistral.workspace import Workspace
-from pipeline.train import TrainOptions, be_rank
 
 TRAINED, IDS = {"train": {"vocab_size": 10**9}}, {"passthrough": {"vocab_size": 10**30, "end_of_text_id": 0}}
 
@@ -66,18 +64,11 @@ def test_zero_divides_what_a_rank_holds():
     assert least == [160, 100, 100, 40]
 
 
-def test_a_model_larger_than_the_machine_is_refused_before_anything_is_built_or_recorded(packed, device):
+def test_a_model_larger_than_the_machine_is_refused_before_anything_is_built_or_recorded(packed, tmp_path):
     """The config may be meant for another machine, so this one says no only when it is told to train it."""
-    from mistral.config import load_cluster
-    from mistral.progress import Silent
-    from pipeline.context import Context
-
-    experiment = load_experiment(str(packed / "tiny.yaml"), ("model.n_layer=9000", "model.n_embd=2048"))
-    manifest = Manifest(Workspace(packed / "workspace"))
-    dataset = manifest.get("preprocess", (experiment.data.dataset_name(), "dataset"), "")
-    context = Context(experiment, load_cluster("local"), manifest.workspace, Silent())
-    start = time.process_time()
-    with pytest.raises(ConfigError, match=r"found 453,2\d\d,\d{3},\d{3} parameters, which need 7.25 TB of memory"):
-        be_rank(context, "alias", dataset, replace(TrainOptions()))
-    assert time.process_time() - start < 5
-    assert manifest.names("train", (experiment.run_name("alias"),)) == []
+    shutil.copytree(packed / "workspace", tmp_path / "workspace")
+    larger = ("model.n_layer=9000", "model.n_embd=2048")
+    case = Case(packed / "tiny.yaml", tmp_path / "workspace", overrides=larger, seconds=30.0)
+    said = case.train(code=1)
+    assert re.search(r"found 453,2\d\d,\d{3},\d{3} parameters, which need 7.25 TB of memory", said)
+    assert case.manifest.names("train", (case.run_name,)) == []
