@@ -8,6 +8,7 @@ from multiprocessing.pool import ThreadPool  # whose threads hold no command tha
 
 from mistral.comparison import Attributes, Expected, contents, renamed
 from mistral.manifest import Manifest, Record
+from mistral.numbers import counted
 from mistral.progress import Progress
 from mistral.publishing import MAIN
 from mistral.remote import OWN, Hub, Refs, Tree
@@ -51,8 +52,8 @@ class Audit:
         about = self._hub.about(repository)
         if about is None:
             return [
-                f"{repository}: found no repository that may be read, expected one of {len(recorded)} revisions; run "
-                "export --push, or set HF_TOKEN to a token that may read it"
+                f"{repository}: found no repository that may be read, expected one of "
+                f"{counted(len(recorded), 'revisions')}; run export --push, or set HF_TOKEN to a token that may read it"
             ]
         problems = [told] if (told := renamed(about, repository)) else []
         problems.extend(seen_otherwise(repository, "repository", about.private, public))

@@ -9,6 +9,7 @@ from mistral.config import Experiment
 from mistral.errors import DataError, ManifestError
 from mistral.files import digest_of, write_bytes
 from mistral.manifest import Manifest, Record, make_record
+from mistral.numbers import counted
 from mistral.shards import MappedShard, TokenStream, token_dtype
 from mistral.tokens import Tokenizer
 from mistral.workspace import Workspace
@@ -124,8 +125,8 @@ def _require_whole(manifest: Manifest, dataset: str, tokenizer: Tokenizer, units
 def _refuse(dataset: str, problems: list[str]) -> NoReturn:
     listed = "\n".join(f"  {problem}" for problem in problems[:10])
     raise ManifestError(
-        f"{dataset}: found {len(problems)} shards that changed since they were recorded:\n{listed}\n"
-        f"  restore them, or remove manifest/preprocess/{dataset} and data/{dataset} and preprocess again"
+        f"{dataset}: found {counted(len(problems), 'shards')} changed since the record was made:\n{listed}\n"
+        f"  restore them, or move manifest/preprocess/{dataset} and data/{dataset} elsewhere and preprocess again"
     )
 
 

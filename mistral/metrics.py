@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from mistral.errors import CheckpointError
 from mistral.files import make_folder, storage_errors, write_bytes
+from mistral.numbers import counted
 
 
 def read_metrics(path: Path, last_step: float = float("inf")) -> Iterator[dict[str, Any]]:
@@ -112,7 +113,7 @@ def metrics_problems(path: Path, every: int | None, last_step: int) -> list[str]
     if missing := [str(step) for step in expected if (step, "a loss") not in logged]:
         listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         problems.append(
-            f"{path}: found no line of {len(missing)} steps ({listed}), expected one every {every} steps "
+            f"{path}: found no line of {counted(len(missing), 'steps')} ({listed}), expected one every {every} steps "
             f"up to {last_step}; restore these lines"
         )
     return problems

@@ -13,10 +13,10 @@ import click
 
 from mistral import __version__
 from mistral.errors import Findings, MistralError, Stopped
+from mistral.numbers import counted
 from pipeline import cli_inspect, cli_slurm
 from pipeline.cli_slurm import submits
 from pipeline.local import EndsAtOnce, die_with_parent, ignore_signals, listen, stop_on_sigterm
-from pipeline.numbers import counted
 from pipeline.options import Command, debug_option, push_options, seed_option, stage, task_options
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second

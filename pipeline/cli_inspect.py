@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mistral.errors import Findings
-from pipeline.numbers import counted
+from mistral.numbers import counted
 from pipeline.options import Command, inspection, seed_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second

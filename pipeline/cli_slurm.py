@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mistral.errors import EnvironmentProblem
+from mistral.numbers import counted
 from pipeline.options import Command, debug_option, json_option, seed_option, set_option, workspace_option
 
 if TYPE_CHECKING:  # nothing heavy is imported before a command runs: --help answers in half a second
@@ -233,7 +234,9 @@ def cancel(
     jobs = labels if seeds else list(dict.fromkeys(label.partition("_")[0] for label in labels))  # whole arrays
     if jobs:
         queue.cancel(jobs)
-    click.echo(json.dumps(labels) if as_json else f"cancelled {len(labels)} tasks: {', '.join(jobs)}".rstrip(": "))
+    click.echo(
+        json.dumps(labels) if as_json else f"cancelled {counted(len(labels), 'tasks')}: {', '.join(jobs)}".rstrip(": ")
+    )
 
 
 @click.command(cls=Command, epilog="Example:\n  mistral-pipeline again --workspace /scratch/owt --code 137")

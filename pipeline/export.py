@@ -9,10 +9,10 @@ from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
 from mistral.manifest import Manifest, Record
+from mistral.numbers import counted
 from mistral.progress import Progress
 from mistral.tensorfiles import dtype_of
 from mistral.workspace import Workspace, step_name, step_number
-from pipeline.numbers import counted
 from pipeline.steps import advice
 
 

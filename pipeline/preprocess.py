@@ -13,6 +13,7 @@ from mistral.dataset import SEAL, seal, unit_names
 from mistral.deduplication import find_duplicates, hash_missing
 from mistral.errors import ConfigError, DataError, ManifestError, MistralError
 from mistral.manifest import Manifest, Record
+from mistral.numbers import counted
 from mistral.ordered import Workers
 from mistral.progress import Progress
 from mistral.splitting import training_texts
@@ -20,7 +21,6 @@ from mistral.tokens import read_tokenizer
 from mistral.units import Work, has_other_text, pack_missing
 from mistral.vocabulary import copy_tokenizer, write_tokenizer
 from mistral.workspace import Workspace
-from pipeline.numbers import counted
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mistral.config import Experiment
 from mistral.errors import EnvironmentProblem, Findings, ManifestError
 from mistral.manifest import Manifest, Record
+from mistral.numbers import counted
 from mistral.pace import Pace
 from mistral.progress import Progress
 from mistral.registry import write_registry
@@ -33,7 +34,7 @@ class PushSummary:
 
     def as_text(self) -> str:
         """For people."""
-        return f"published {len(self.pushed)} revisions, {self.already} were there already; see {self.registry}"
+        return f"published {counted(len(self.pushed), 'revisions')}, {self.already} already there; see {self.registry}"
 
 
 def export_and_push(context: Context, seeds: Sequence[str], steps: Sequence[int], public: bool) -> PushSummary:
@@ -72,8 +73,8 @@ def withdraw_others(context: Context, seed: str) -> None:
     if others:
         chosen = context.experiment.export
         context.progress.say(
-            f"{run}: exporting {len(others)} checkpoints again, as their cards do not name {chosen.organization}, or "
-            f"their tensors are not {chosen.dtype}"
+            f"{run}: exporting {counted(len(others), 'checkpoints')} again, whose cards do not name "
+            f"{chosen.organization}, or whose tensors are not {chosen.dtype}"
         )
     for record in others:
         withdraw_export(context.manifest, record)

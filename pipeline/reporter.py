@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from pipeline.numbers import duration, number, pace
+from mistral.numbers import duration, number, pace
 
 PLAIN_SECONDS = 30.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} [{elapsed}<{remaining}{postfix}]"

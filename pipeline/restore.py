@@ -7,6 +7,7 @@ from typing import Any
 from mistral.config import Experiment
 from mistral.errors import Findings
 from mistral.manifest import Manifest
+from mistral.numbers import counted
 from mistral.workspace import Workspace, step_number
 
 
@@ -76,7 +77,7 @@ def refuse_unproven(summary: RestoreSummary) -> None:
     """
     if summary.unproven:
         raise Findings(
-            f"found {len(summary.unproven)} checkpoints whose files no later record proves, expected none\n"
+            f"found {counted(len(summary.unproven), 'checkpoints')} whose files no later record proves, expected none\n"
             "  restore their records and folders from a copy, or let train make these steps again: "
             "--from-earlier-state or --from-step-0"
         )

@@ -15,10 +15,10 @@ from mistral.extension import plan_of
 from mistral.lease import Owner, describe, holder
 from mistral.manifest import Manifest
 from mistral.metrics import parse_line, seconds_of, tokens_per_second
+from mistral.numbers import counted
 from mistral.setaside import names_of
 from mistral.workspace import Workspace
 from pipeline.jobs import NOT_VISIBLE, WORDS, EndedTask, Job, Jobs, Past, ended_lines, queue_lines, waits_for
-from pipeline.numbers import counted
 from pipeline.results import as_table
 
 TAIL_BYTES = 8192

@@ -16,11 +16,11 @@ from mistral.errors import ConfigError, DeadRank, EnvironmentProblem, Findings, 
 from mistral.extension import steps_made
 from mistral.lease import Owner
 from mistral.manifest import Manifest, Record
+from mistral.numbers import counted
 from mistral.progress import Silent
 from mistral.provenance import software
 from pipeline import local
 from pipeline.context import Context
-from pipeline.numbers import counted
 
 if TYPE_CHECKING:  # torch is imported where a run is trained, and nowhere else
     from mistral.run import Run

@@ -12,11 +12,11 @@ from mistral.errors import ConfigError, PathError, StorageError
 from mistral.lineage import contradictions, promises
 from mistral.manifest import FileEntry, Manifest, Record
 from mistral.metrics import metrics_digest, metrics_problems, numbered_lines
+from mistral.numbers import counted
 from mistral.progress import Progress
 from mistral.records import Records, read_records
 from mistral.setaside import names_of
 from mistral.workspace import Workspace
-from pipeline.numbers import counted
 
 HASHERS = 4
 

@@ -96,7 +96,7 @@ def evaluation(step: int) -> dict:
     [
         ([line(2), line(4), evaluation(4), line(6), line(8)], 2, 6, []),
         ([line(1), line(3), line(10)], None, 10, []),
-        ([line(2), line(4)], 2, 7, ["found no line of 1 steps (6), expected one every 2 steps up to 7"]),
+        ([line(2), line(4)], 2, 7, ["found no line of 1 step (6), expected one every 2 steps up to 7"]),
         ([], 1, 9, ["found no line of 9 steps (1, 2, 3, 4, 5, ...)"]),
         ([line(2), line(2)], 2, 2, ["line 2: found a loss of step 2 again"]),
         ([line(2), evaluation(2), evaluation(2)], 2, 2, ["line 3: found an evaluation of step 2 again"]),

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
+from mistral.numbers import counted, duration, number, pace
 from pipeline import reporter
-from pipeline.numbers import counted, duration, number, pace
 from pipeline.reporter import Reporter
 
 

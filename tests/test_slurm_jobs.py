@@ -131,7 +131,7 @@ def test_a_stage_waits_for_the_one_before_it_and_dies_with_it(cluster: DevCluste
     assert f"Dependency=afterok:{rows['preprocess']}" in waits[rows["train"]]
     assert f"Dependency=afterany:{rows['train']}" in waits[rows["export"]]
     assert {row["found"] for row in json.loads(call(tiny, "run", "--json"))} == {True}
-    assert "cancelled 1 tasks" in call(tiny, "cancel", "--stage", "preprocess")
+    assert "cancelled 1 task" in call(tiny, "cancel", "--stage", "preprocess")
     wait_until(lambda: not [job for job in jobs_of(tiny) if job.label.startswith(rows["train"])], "the end of train")
     call(tiny, "cancel")
     wait_until(lambda: not jobs_of(tiny), "the end of all jobs")

@@ -53,8 +53,8 @@ def test_a_seed_put_in_front_of_waiting_chains_is_submitted_once(slurm: FakeSlur
 def test_cancel_ends_the_job_of_a_seed_that_moved_or_left_or_has_another_number(slurm: FakeSlurm):
     slurm.lines("train")
     slurm.edit(slurm.experiment, SEEDS, "seeds: {caprica: 7, alias: 22}")
-    assert "cancelled 1 tasks: 11_1" in slurm.call("cancel", "--seed", "battlestar").output
-    assert "cancelled 1 tasks: 11_0" in slurm.call("cancel", "--seed", "alias").output
+    assert "cancelled 1 task: 11_1" in slurm.call("cancel", "--seed", "battlestar").output
+    assert "cancelled 1 task: 11_0" in slurm.call("cancel", "--seed", "alias").output
     assert slurm.queue() == []
     assert "expected seeds of tiny: caprica, alias" in slurm.refusal("cancel", "--seed", "battlestar")
 
