@@ -149,6 +149,21 @@ def stands_in_cohort(manifest: Manifest, begun: Record) -> bool:
     return first.facts["run"] in begun.facts["drift"] or not differences_in_cohort(manifest, first, cohort)
 
 
+def require_in_cohort(manifest: Manifest, begun: Record) -> None:
+    """Compare a run once more with the first of its cohort, right before it saves its first weights.
+
+    Until then the first run may be replaced by one with another config, as nothing binds it.
+
+    Raises:
+        ConfigError: the run differs, and has not recorded how; nothing of it was saved.
+    """
+    if not stands_in_cohort(manifest, begun):
+        first = find_first(manifest, begun.facts["experiment"]) or begun
+        raise _drifted(
+            begun.key[0], {first.facts["run"]: differences_in_cohort(manifest, first, begun.facts["cohort"])}
+        )
+
+
 def find_first(manifest: Manifest, experiment: str) -> Record | None:
     """The record of the first run of an experiment, with which its siblings are compared; None if none has begun."""
     return manifest.find("cohort", (experiment,))
@@ -237,13 +252,14 @@ def refuse_changes(manifest: Manifest, earlier: Record, facts: Mapping[str, Any]
 
 
 def refuse_other_configs(manifest: Manifest, experiment: Experiment, seeds: Iterable[str]) -> None:
-    """Refuse to read runs of an experiment by another config than they began with.
+    """Refuse to read runs of an experiment by another config than they made their steps with.
 
     Raises:
         ConfigError: as `refuse_changes`.
     """
     for seed in seeds:
-        if begun := manifest.find("train", (experiment.run_name(seed), "begin")):
+        begun = manifest.find("train", (experiment.run_name(seed), "begin"))
+        if begun and steps_made(manifest, begun.key[0]) is not None:
             refuse_changes(manifest, begun, identity(experiment, seed))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mistral.drift import find_drift
 from mistral.manifest import Manifest, Record, make_record, with_maker
+from mistral.records import updates_of
 from mistral.tensorfiles import MODEL
 from mistral.workspace import step_name, step_number
 
@@ -103,14 +104,42 @@ def restore(manifest: Manifest, run: str, record: Record) -> Record:
     facts = {
         "step": step,
         "tokens": step * frozen["training"]["global_batch_size"] * sequence,
+        "updates": _updates(manifest, run, record),
         "probe": {"loss": _loss(manifest, run, step, frozen, sequences), "sequences": sequences},
         "logging_steps": neighbour.facts["logging_steps"],
+        "newest_state": _newest_state(manifest, run, step),
         "restored": True,
     }
     drift = record.inputs.get("drift")
     conditions = find_drift(manifest, run, drift).facts["now"] if drift else begun.facts["cohort"]
     maker = {**record.made_by, "software": conditions["software"], "numerics": conditions["numerics"]}
     return manifest.publish(with_maker(record, facts, maker))
+
+
+def _updates(manifest: Manifest, run: str, record: Record) -> int:
+    """Updates of the optimizer by the step of a record: what a state of that step says, or weights with the same files.
+
+    fp16 skips some, which leaves the weights as they are; every other precision updates in each step.
+    """
+    step, sha256 = record.facts["step"], {entry.sha256 for entry in record.files}
+    state = manifest.find("train", (run, "state", step_name(step)))
+    if state is not None:
+        return updates_of(state)
+    for name in manifest.names("train", (run, "weights")):
+        other = manifest.find("train", (run, "weights", name))
+        if other is not None and {entry.sha256 for entry in other.files} == sha256:
+            return updates_of(other)
+    return int(step)
+
+
+def _newest_state(manifest: Manifest, run: str, step: int) -> int | None:
+    """The newest state by a step as far as is known, else the oldest one since: that there was one is what counts."""
+    names = manifest.names("train", (run, "weights"))
+    after = [manifest.find("train", (run, "weights", name)) for name in names if step_number(name) > step][:1]
+    states = [step_number(name) for name in manifest.names("train", (run, "state"))]
+    known = [*states, *(one.facts.get("newest_state") for one in after if one)]
+    earlier = [number for number in known if number is not None and number < step]
+    return max(earlier) if earlier else min(states, default=None)
 
 
 def _loss(manifest: Manifest, run: str, step: int, frozen: dict[str, Any], sequences: list[list[int]]) -> float:

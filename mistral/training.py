@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from mistral import engine
 from mistral.checkpoints import Checkpoints, SavedState, read_state
+from mistral.cohort import require_in_cohort
 from mistral.config import Experiment
 from mistral.drift import record_drift
 from mistral.errors import NonFiniteLoss, Stopped
@@ -99,6 +100,8 @@ def train(run: Run, ownership: Ownership | None, hooks: Hooks) -> None:
         drive(loop, None, hooks)
         leave_together(run)
         return
+    if state is None:
+        require_in_cohort(run.manifest, ownership.begun)
     drift = note_drift(run, ownership, state, hooks.progress)
     with Keeper(run, ownership, loop.step, drift) as keeper:
         hooks.progress.start(f"train {run.name}", run.experiment.training.max_steps, "steps", loop.step)

@@ -67,7 +67,8 @@ def refuse(context: Context, names: Sequence[str] = (), allow_drift: bool = Fals
     if context.cluster.executor == "local":
         known["software"] = software()
     for run in map(experiment.run_name, left):
-        if begun := manifest.find("train", (run, "begin")):
+        begun = manifest.find("train", (run, "begin"))
+        if begun and steps_made(manifest, run) is not None:
             refuse_other_data(begun, known.get("data", begun.inputs["dataset"]))
         elif not allow_drift:
             refuse_known_drift(manifest, experiment.name, run, known)

@@ -41,7 +41,7 @@ def release(tasks: Iterable[Active], progress: Progress, told: set[str] | None =
         groups.setdefault((job, f"is held by {who} ({task.job.reason})", outcome), []).append(task)
     for (job, state, outcome), some in groups.items():
         name, label = (some[0].name, some[0].job.label) if len(some) == 1 else (f"{len(some)} tasks", job)
-        advice = "" if outcome.endswith("times") else f": {queue.release_line(label, some[0].job.reason)}"
+        advice = "" if outcome.endswith("times") else f": {queue.advice_of(label, some[0].job.reason)}"
         line = f"{some[0].submission.stage} {name}: job {label} {state}; {outcome}{advice}"
         if line not in told:
             progress.say(line)

@@ -1,12 +1,12 @@
 """jobs that have ended, the records -> what is still missing of the stages that they worked on, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mistral.errors import Findings
 from pipeline.context import Context
 from pipeline.export import name_of, recorded_steps
 from slurm import plans
-from slurm.history import newest_jobs, past_of
+from slurm.history import look, newest_jobs, past_of
 from slurm.plans import Choice
 from slurm.submit import Plan
 
@@ -20,9 +20,9 @@ def refuse_missing(context: Context, stages: Sequence[str], choice: Choice) -> N
     Raises:
         Findings: something is; gives the reason of each task.
     """
-    lines = []
+    lines, failed = [], _failures(context)
     for plan in dict.fromkeys(plans.make_plans(context, stages, choice)):
-        lines += _lines(context, plan, choice, ahead="train" in stages)
+        lines += _lines(context, plan, choice, failed, ahead="train" in stages)
         if len(plan.units) > SHOWN:
             lines.append(f"{plan.stage}: {len(plan.units) - SHOWN} more")
     if lines:
@@ -32,7 +32,17 @@ def refuse_missing(context: Context, stages: Sequence[str], choice: Choice) -> N
         )
 
 
-def _lines(context: Context, plan: Plan, choice: Choice, *, ahead: bool) -> list[str]:
+def _failures(context: Context) -> dict[tuple[str, str], str]:
+    """By stage and name of a task, why it failed: what `status` says, which asks Slurm's accounting too."""
+    experiment = context.experiment
+    jobs = look(context.workspace, experiment.name, [experiment.run_name(seed) for seed in experiment.seeds])
+    runs = {("train", run): past.reason for run, past in jobs.past.items() if past.state == "failed"}
+    return runs | {(task.stage, task.name): task.reason for task in jobs.tasks if task.state == "failed"}
+
+
+def _lines(
+    context: Context, plan: Plan, choice: Choice, failed: Mapping[tuple[str, str], str], *, ahead: bool
+) -> list[str]:
     """`train alias-tiny-x21: <reason>` of each task that is missing."""
     names = [name for _, name in plan.units]
     jobs = newest_jobs(context.workspace, context.experiment.name, plan.stage, names)
@@ -40,8 +50,8 @@ def _lines(context: Context, plan: Plan, choice: Choice, *, ahead: bool) -> list
     lines = []
     for number, name in plan.units[:SHOWN]:
         past = past_of(context.workspace, *jobs[name]) if name in jobs else None
-        if past and past.reason:
-            reason = past.reason
+        if told := failed.get((plan.stage, name)) or (past.reason if past else ""):
+            reason = told
         elif number in left:
             reason = _not_exported(context, left[number])
         elif past is None:

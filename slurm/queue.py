@@ -60,6 +60,12 @@ def held_by(reason: str) -> Literal["Slurm", "a person"] | None:
     return "a person" if plain in HELD_BY_A_PERSON else None
 
 
+def advice_of(label: str, reason: str) -> str:
+    """What ends the hold of a job; only an administrator may end that of one."""
+    admin = reason.replace("_", " ").lower() == "jobheldadmin"
+    return "ask an administrator of the cluster" if admin else release_line(label, reason)
+
+
 def release_line(label: str, reason: str) -> str:
     """`scontrol release 12_3`: the command that ends the hold of a job; empty if squeue's reason is no hold."""
     return f"scontrol release {label}" if held_by(reason) else ""

@@ -80,7 +80,7 @@ IMPORTS = {
     "mistral.refusals": "connection",
     "mistral.registry": "files",
     "mistral.remote": "asking connection errors pace progress refusals",
-    "mistral.restore": "config drift manifest model parity tensorfiles workspace",
+    "mistral.restore": "config drift manifest model parity records tensorfiles workspace",
     "mistral.resume": "checkpoints errors files lease manifest progress restore run setaside workspace",
     "mistral.run": "batches config dataset drift errors files manifest metrics provenance ranks shards workspace",
     "mistral.schedule": "config",

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mistral.cohort import begin, begin_facts
-from mistral.config import load_experiment
+from mistral.cohort import begin, begin_facts, refuse_other_configs
+from mistral.config import load_cluster, load_experiment
 from mistral.errors import ConfigError, DataError, EnvironmentProblem, ManifestError, MistralError
 from mistral.manifest import Manifest, make_record
 from mistral.progress import Silent
 from mistral.workspace import Workspace
 from pipeline import cli
+from pipeline.context import Context
 from pipeline.preprocess import preprocess
+from pipeline.refusals import refuse
 
 CLUSTERS = {
     "ranks3": "{name: test, executor: local, stages: {train: {ranks_per_node: 3, threads_per_rank: 1}}}",
@@ -63,6 +65,16 @@ def refused(packed: Path, begun: Path) -> Callable[..., str]:
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_a_run_that_never_made_a_step_is_refused_by_no_command(packed, begun, change, expected):
+    experiment = load_experiment(str(packed / "tiny.yaml"), (change,))
+    manifest = Manifest(Workspace(begun))
+    manifest.remove("train", (experiment.run_name("alias"), "weights", "step-00000000"))
+    context = Context(experiment, load_cluster("local"), manifest.workspace, Silent())
+    refuse(context, ("preprocess", "train", "export"), (), allow_drift=False)
+    refuse_other_configs(manifest, experiment, experiment.seeds)
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES)

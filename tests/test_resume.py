@@ -222,6 +222,9 @@ def test_weights_that_lost_their_record_are_told_first_and_recorded_again(halted
             again = halted.manifest.get("train", (KEY, "weights", step_name(step)), "")
             assert again.content == record.content
             assert again.facts["probe"]["loss"] == pytest.approx(record.facts["probe"]["loss"], rel=1e-5)
+            for fact in ("step", "tokens", "updates", "logging_steps"):
+                assert again.facts[fact] == record.facts[fact]
+            assert again.facts["newest_state"] is not None, "so that the run never begins again by itself"
         train(halted)
         assert verify(halted.manifest.workspace, Silent()).problems == []
         require_undisturbed(halted, make_run)
