@@ -164,7 +164,7 @@ def seen_otherwise(name: str, what: str, private: bool, public: bool | None) -> 
 def uncollected(
     hub: Hub, organization: str, title: str, repositories: Iterable[str], public: bool | None = None
 ) -> Iterator[str]:
-    """Runs that are not in the collection of their experiment; what else is in it is nobody's mistake.
+    """Runs that are not in the collection of their experiment; other items in it are ignored.
 
     Args:
         hub: the connection.

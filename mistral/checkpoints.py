@@ -31,6 +31,7 @@ from mistral.workspace import step_name, step_number
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 STEP = re.compile(r"^step-\d{8}$")
+OWN_TEMPORARY = re.compile(r"^\.step-\d{8}\.\d+\.[0-9a-f]+\.tmp$")  # files.temporary_beside
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ class Checkpoints:
         """Remove what writes of dead processes left under temporary names: the lease says that none is at work."""
         self._lease.check()
         run = self._manifest.workspace.run(self._run)
-        for folder in (*run.glob("checkpoints/.step-*.tmp"), *run.glob("state/.step-*.tmp")):
-            log.info("removed unfinished %s", folder)
-            remove_folder(folder)
+        for folder in (*run.glob("checkpoints/.step-*"), *run.glob("state/.step-*")):
+            if OWN_TEMPORARY.match(folder.name):
+                log.info("removed unfinished %s", folder)
+                remove_folder(folder)
         for path in self._temporary_files():
             path.unlink(missing_ok=True)
 

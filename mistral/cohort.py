@@ -94,7 +94,7 @@ def begin(manifest: Manifest, run: str, facts: dict[str, Any], allow_drift: bool
 
 
 def _withdraw(manifest: Manifest, begun: Record) -> None:
-    """Take back the record of a beginning that no step followed, which binds nobody."""
+    """Withdraw the record of the beginning of a run that has no checkpoint."""
     run = begun.key[0]
     for name in manifest.names("train", (run, "drift")):
         manifest.remove("train", (run, "drift", name))

@@ -1,8 +1,8 @@
 """tensor files -> whether they are what their records claim: the seed's initial weights, the probe, the state.
 
-A chain of records proves each link by the next one. These are its two ends, which no neighbour vouches for: the weights
-of step 0 are made again from the seed, and the loss of the newest ones is computed again on the probe. A state is
-compared with the weights of its step, and an exported folder whose tensors were rounded with those of its checkpoint.
+A chain of records proves each link by the next one. The first and last checkpoints have no neighbour to verify them, so
+they are recomputed: the weights of step 0 from the seed, the loss of the newest ones on the probe. A state is compared
+with the weights of its step, and an exported folder whose tensors were rounded with those of its checkpoint.
 """
 
 from collections.abc import Iterator, Sequence

@@ -26,7 +26,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)  # after an error nobody takes what waits for a thread
+        self._pool.shutdown(cancel_futures=True)  # after an error, queued work is cancelled
 
     def in_order(
         self,

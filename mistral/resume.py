@@ -7,6 +7,7 @@ damaged; a file that cannot be read is an error, which changes nothing.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mistral.checkpoints import STEP
@@ -99,7 +100,9 @@ def _unrecorded(manifest: Manifest, run: str) -> Iterator[Path]:
         workspace.refuse_links(parent)
         with read_errors(parent), contextlib.suppress(FileNotFoundError):
             for path in sorted(parent.iterdir()):
-                if STEP.match(path.name) and path.name not in recorded:
+                if path.name in recorded:
+                    workspace.refuse_links(path)
+                elif STEP.match(path.name):
                     yield path
 
 
@@ -143,16 +146,17 @@ def refuse_absent(run: Run, found: Survey, go_back: GoBack) -> None:
         folder, record = workspace.weights(run.name, step), manifest.path("train", _key(run, step))
         there = "its folder is there" if folder.is_dir() else f"and no folder {folder}"
         lines.append(f"  step {step}: no {record}, {there}" + (", which later records prove" if step in again else ""))
-    command = run.experiment.command("train", workspace.root)
+    train = partial(run.experiment.command, "train", workspace.root, "--seed", run.seed)
+    restore = run.experiment.command("restore", workspace.root, "--seed", run.seed)
     advice = [f"restore {'these records' if len(again) == len(steps) else 'these records and folders'} from a copy"]
     if again:
         proved = ", ".join(map(str, sorted(again)[:SHOWN]))
-        advice.append(f"record step {proved} again: {run.experiment.command('restore', workspace.root)}")
+        advice.append(f"record step {proved} again: {restore}")
     if found.state:
         back = step_number(found.state.key[-1])
-        advice.append(f"train again from the state of step {back}: {command} --from-earlier-state")
+        advice.append(f"train again from the state of step {back}: {train('--from-earlier-state')}")
     else:
-        advice.append(f"train again from step 0: {command} --from-step-0")
+        advice.append(f"train again from step 0: {train('--from-step-0')}")
     raise CheckpointError(
         f"{run.name}: found no record of the weights of step {', '.join(map(str, steps[:SHOWN]))}, expected one of "
         f"every scheduled step up to the state of step {found.progress}; nothing was changed\n"
@@ -170,13 +174,14 @@ def refuse_step_0(run: Run, found: Survey, go_back: GoBack) -> None:
         return
     problems = [f"  {problem}" for _, problems in found.damaged for problem in problems]
     folder = run.manifest.workspace.run(run.name) / FOLDERS["state"]
+    command = run.experiment.command("train", run.manifest.workspace.root, "--seed", run.seed, "--from-step-0")
     records = run.manifest.path("train", (run.name, "begin")).parent / "state"
     shown = "\n".join(problems) or f"  no state is recorded in {records}"
     raise CheckpointError(
         f"{run.name}: found no whole state, expected one, as a state of step {found.progress} was saved; nothing was "
         f"changed\n{shown}\n"
         f"  restore the files of a state in {folder} and its record\n"
-        f"  or train again from step 0: {run.experiment.command('train', run.manifest.workspace.root)} --from-step-0"
+        f"  or train again from step 0: {command}"
     )
 
 

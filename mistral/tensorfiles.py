@@ -70,7 +70,7 @@ def _bf16_header(shapes: dict[str, list[int]]) -> bytes:
 
 
 def _rounded_blocks(tensors: Iterable[Any]) -> Iterator[memoryview]:
-    """fp32 tensors in a row as bytes of bf16; a block is overwritten by the next but one."""
+    """fp32 tensors in a row as bytes of bf16; each block's buffer is reused two blocks later."""
     import torch
 
     size = BLOCK_BYTES // BF16_BYTES
@@ -86,7 +86,7 @@ def _rounded_blocks(tensors: Iterable[Any]) -> Iterator[memoryview]:
 def _write(target: Path, blocks: Iterable[bytes | memoryview]) -> str:
     """Write a new file in one pass, while another thread hashes what is written; returns the sha256.
 
-    A block must stay as it is until the next but one is asked for.
+    The caller must double-buffer: a block is hashed while the next one is produced.
     """
     digest = hashlib.sha256()
     with target.open("xb") as file, ThreadPoolExecutor(1) as hasher:

@@ -122,7 +122,8 @@ def note_drift(run: Run, ownership: Ownership, state: SavedState | None, progres
         former = record.inputs.get("drift")
     drift = record_drift(run.manifest, ownership.begun, ownership.facts, step, former)
     for change in drift.changes:
-        progress.say(f"{run.name}: goes on with other software or hardware ({change}); recorded, same bits no more")
+        told = f"goes on with other software or hardware ({change})"
+        progress.say(f"{run.name}: {told}; recorded; bitwise reproducibility ends here")
     return drift.content
 
 

@@ -22,7 +22,10 @@ def twins(records: Records) -> Iterator[str]:
 
 
 def _must_differ(records: Records, first: Record, second: Record) -> bool:
-    """Steps of a run do if there were updates between them; runs do after step 0 if their init or data seeds differ."""
+    """Whether two checkpoints must differ.
+
+    Within a run they must if updates lie between them; across runs after step 0, if the init or data seeds differ.
+    """
     if first.key[0] == second.key[0]:
         return updates_of(first) != updates_of(second)
     begun = [records.get("train", record.key[0], "begin") for record in (first, second)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mistral.config import Experiment
 from mistral.files import fsync_folder, remove_folder, storage_errors
-from mistral.setaside import NOTE, SetAside, look
+from mistral.setaside import NOTE, SetAside, folders_of, look
 from mistral.workspace import Workspace
 from pipeline.status import run_names
 
@@ -43,8 +43,10 @@ def clean(experiment: Experiment | None, workspace: Workspace, *, dry_run: bool)
         PathError: a link stands in the way; nothing behind it is removed.
         StorageError: the file system refuses.
     """
-    found = []
-    for run in run_names(experiment, workspace):
+    found, runs = [], run_names(experiment, workspace)
+    for folder in (folder for run in runs for folder in folders_of(workspace, run)):  # before anything is removed
+        workspace.refuse_links(folder)
+    for run in runs:
         for one in look(workspace, run):
             found.append(one)
             if not dry_run:

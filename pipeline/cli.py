@@ -55,7 +55,7 @@ def run(context: "Context", *, as_json: bool, seeds: tuple[str, ...], sample: bo
     do_preprocess(context, None, None)
     failures: list[Findings] = []
     exported: tuple[str, ...] = ()
-    with held(failures):  # a seed that failed holds nobody back: what is recorded is exported
+    with held(failures):  # a failed seed does not stop the export of the others
         train(replace(context, task_arguments=("train", *context.task_arguments[1:])), seeds)
     with held(failures):
         exported = do_export(context, seeds, (), None, None).exported

@@ -1,6 +1,6 @@
 """recorded checkpoints -> exported folders: whatever is recorded and not exported yet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from mistral.cohort import refuse_other_configs
 from mistral.config import Experiment
 from mistral.dataset import SEAL
 from mistral.errors import CheckpointError, ConfigError, Findings, ManifestError
+from mistral.extension import plan_of
 from mistral.manifest import Manifest, Record
 from mistral.numbers import counted
 from mistral.progress import Progress
@@ -85,8 +86,10 @@ def export(
             raise ConfigError(f"--task: found {task}, expected 0 to {tasks - 1} for {tasks} tasks; see --tasks")
         planned = planned[len(planned) * task // tasks : len(planned) * (task + 1) // tasks]
     units = [(seed, step) for seed, step in planned if step in recorded[seed]]
-    missing = [name_of(experiment, seed, step) for seed, step in planned if step not in recorded[seed]]
-    broken = broken_records(experiment, manifest, units)
+    lost = lost_records(experiment, manifest, planned, recorded)
+    absent = [unit for unit in planned if unit[1] not in recorded[unit[0]] and unit not in lost]
+    missing = [name_of(experiment, seed, step) for seed, step in absent]
+    broken = broken_records(experiment, manifest, units) | lost
     left = [unit for unit in units if unit not in broken and not is_exported(experiment, manifest, *unit)]
     exported, refused = _export_all(experiment, manifest, left, len(units), progress) if left else ([], [])
     if refused := [*broken.values(), *refused]:
@@ -112,6 +115,22 @@ def broken_records(
         except ManifestError as error:
             broken[seed, step] = f"  {name_of(experiment, seed, step)}: {error}"
     return broken
+
+
+def lost_records(
+    experiment: Experiment, manifest: Manifest, planned: Sequence[tuple[str, int]], recorded: Mapping[str, set[int]]
+) -> dict[tuple[str, int], str]:
+    """Checkpoints whose weights have no record, though the run has passed them: they were trained."""
+    lost = {}
+    for seed, step in planned:
+        if step in recorded[seed] or step > max(recorded[seed], default=-1):
+            continue
+        begun = manifest.find("train", (experiment.run_name(seed), "begin"))
+        if begun and step in plan_of(manifest, begun).facts["scheduled_steps"]:
+            command = experiment.command("restore", manifest.workspace.root, "--seed", seed)
+            name = name_of(experiment, seed, step)
+            lost[seed, step] = f"  {name}: found no record of its weights, though the run has passed it; run: {command}"
+    return lost
 
 
 def recorded_steps(experiment: Experiment, manifest: Manifest, seed: str) -> set[int]:
@@ -142,7 +161,7 @@ def name_of(experiment: Experiment, seed: str, step: int) -> str:
 def plan_units(
     experiment: Experiment, workspace: Workspace, recorded: dict[str, set[int]], steps: Sequence[int]
 ) -> list[tuple[str, int]]:
-    """Planned (seed, step) pairs sorted by run and step. A seed that has no weights yet holds nobody back.
+    """Planned (seed, step) pairs sorted by run and step. Seeds without weights are skipped.
 
     Args:
         experiment: what was planned.

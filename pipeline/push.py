@@ -109,7 +109,7 @@ def push(
     manifest = Manifest(workspace)
     chosen = experiment.choose_seeds(seeds)
     recorded = {seed: exported(experiment, manifest, seed, steps) for seed in chosen}
-    recorded = {seed: found for seed, found in recorded.items() if found}  # one that has none holds nobody back
+    recorded = {seed: found for seed, found in recorded.items() if found}  # runs without exports are skipped
     if not recorded or (seeds and len(recorded) < len(chosen)):
         names = ", ".join(experiment.run_name(seed) for seed in chosen if seed not in recorded)
         raise ManifestError(

@@ -19,6 +19,7 @@ from mistral.manifest import Manifest, Record
 from mistral.numbers import counted
 from mistral.progress import Silent
 from mistral.provenance import software
+from mistral.workspace import step_name
 from pipeline import local
 from pipeline.context import Context
 
@@ -64,7 +65,8 @@ def refuse(context: Context, names: Sequence[str] = (), allow_drift: bool = Fals
     }
     if seal := manifest.find("preprocess", (experiment.data.dataset_name(), SEAL)):
         known["data"] = seal.content
-    if context.cluster.executor == "local":
+    here = context.cluster.executor == "local"
+    if here:
         known["software"] = software()
     for run in map(experiment.run_name, left):
         begun = manifest.find("train", (run, "begin"))
@@ -72,11 +74,7 @@ def refuse(context: Context, names: Sequence[str] = (), allow_drift: bool = Fals
             refuse_other_data(begun, known.get("data", begun.inputs["dataset"]))
         elif not allow_drift:
             refuse_known_drift(manifest, experiment.name, run, known)
-    if (
-        left
-        and context.cluster.executor == "local"
-        and (experiment.training.precision == "fp16" or stage.gpus_per_node)
-    ):
+    if left and here and (experiment.training.precision == "fp16" or stage.gpus_per_node):
         from mistral.ranks import require_device
 
         require_device(experiment.training.precision, stage.gpus_per_node > 0)
@@ -129,8 +127,10 @@ def is_complete(experiment: Experiment, seed: str, manifest: Manifest) -> bool:
         refuse_changes(manifest, begun, identity(experiment, seed))
         refuse_other_schedule(manifest, begun, experiment.scheduled_steps())
     complete = manifest.find("train", (run, "complete"))
-    last = experiment.training.max_steps
-    return complete is not None and complete.facts.get("steps", last) >= last
+    last, recorded = experiment.training.max_steps, set(manifest.names("train", (run, "weights")))
+    if complete is None or complete.facts.get("steps", last) < last:
+        return False
+    return recorded.issuperset(map(step_name, experiment.scheduled_steps()))  # else train says what is lost
 
 
 def describe_exit(code: int) -> str:
@@ -300,7 +300,7 @@ def lost_connections_told(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
             raise
-        reason = str(error).splitlines()[0][:200].encode("ascii", "ignore").decode()  # gloo's has pictures
+        reason = str(error).splitlines()[0][:200].encode("ascii", "ignore").decode()  # gloo's has emoji
         raise LostRanks(f"rank {rank} lost the other ranks: one died, or tells why ({reason})") from error
 
 

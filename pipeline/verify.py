@@ -158,7 +158,7 @@ def check_files(manifest: Manifest, records: Records, progress: Progress, quick:
             problems.update(job.result())
             progress.advance(jobs[job] / 1e6)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # who is told to stop waits for no file
+        pool.shutdown(wait=False, cancel_futures=True)  # do not wait for running reads after Ctrl-C
         progress.finish()
     return sorted(problems)
 

@@ -9,8 +9,8 @@ before those that lost another rank. A rank that was killed writes nothing: the 
 
 Slurm runs a job again by itself after a node failure, a preemption or `scontrol requeue`. After all else the batch
 script asks `again`, once its step has ended; attempts that make no progress are bounded either way. The jobs of a chain
-are attempts of one task: their folder is that of the chain, attempt 2 is its third job, and whoever finds that nothing
-is left to do, or only for people, takes the rest of the chain out of the queue.
+are attempts of one task: their folder is that of the chain, and attempt 2 is its third job. A job that finds nothing
+left to do, or a failure that needs a human, cancels the remaining jobs.
 """
 
 import contextlib

@@ -97,7 +97,7 @@ def _what_has_ended(
     """What became of the runs and of the other tasks that neither wait nor run."""
     busy = {(task.submission.stage, task.submission.experiment, task.name) for task in active}
     training = {name for stage, _, name in busy if stage == "train"}
-    # Runs that never began are no rows of a look at a whole workspace; their jobs are told like other tasks.
+    # For a whole workspace, runs that never began are listed with the other tasks.
     names = dict.fromkeys(chain(runs, *([] if experiment else (one.names for one in book["train"]))))
     jobs = {name: book["train"].tries(name) for name in names if name not in training}
     trained = {name: told for name, tries in jobs.items() if (told := list(endings.stories(tries)))}

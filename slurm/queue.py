@@ -192,7 +192,7 @@ def cancel(labels: Sequence[str]) -> None:
 
 
 def cancel_waiting(name: str) -> None:
-    """Take the waiting jobs of a name out of the queue, as far as Slurm answers: they would find nothing to do."""
+    """Cancel the waiting jobs of a name, which would find nothing to do; ignored if Slurm does not answer."""
     ask("scancel", "--state=PENDING", f"--name={name}")
 
 

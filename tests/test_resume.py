@@ -11,7 +11,7 @@ from test_training import Listener, flip_a_bit, hashes, recorded, stop_after, tr
 
 from mistral import training
 from mistral.config import load_experiment
-from mistral.errors import CheckpointError, ManifestError, PathError, Stopped, StorageError
+from mistral.errors import CheckpointError, Findings, ManifestError, PathError, Stopped, StorageError
 from mistral.files import sha256_of
 from mistral.loop import Loop
 from mistral.progress import Silent
@@ -24,7 +24,7 @@ from pipeline.export import export
 from pipeline.preprocess import preprocess
 from pipeline.restore import restore
 from pipeline.status import status
-from pipeline.train import TrainOptions, owned
+from pipeline.train import TrainOptions, is_complete, owned
 from pipeline.verify import verify
 
 KEY = "alias-tiny-x21"
@@ -127,6 +127,12 @@ def test_clean_removes_what_was_set_aside_and_follows_no_link(halted, tmp_path):
     assert list(workspace.set_aside(KEY).iterdir()) == []
     assert (tmp_path / "elsewhere" / "precious").read_text() == "x"
     assert clean(halted.experiment, workspace, dry_run=False).as_text() == "nothing is set aside"
+    (workspace.set_aside(KEY) / "kept").mkdir()
+    (workspace.set_aside(KEY) / "top").symlink_to(tmp_path / "elsewhere")
+    for dry_run in (True, False):
+        with pytest.raises(PathError, match="set-aside/top: found a link"):
+            clean(None, workspace, dry_run=dry_run)
+    assert (workspace.set_aside(KEY) / "kept").is_dir()
 
 
 # --- step 0 ------------------------------------------------------------------------------------------------------
@@ -230,6 +236,21 @@ def test_weights_that_lost_their_record_are_told_first_and_recorded_again(halted
         require_undisturbed(halted, make_run)
 
 
+def test_a_complete_run_that_lost_a_record_is_not_complete_and_export_says_so(halted):
+    train(halted)
+    experiment, manifest = halted.experiment, halted.manifest
+    assert is_complete(experiment, "alias", manifest)
+    for step in (4, 12):
+        manifest.remove("train", (KEY, "weights", step_name(step)))
+    assert not is_complete(experiment, "alias", manifest)
+    with pytest.raises(CheckpointError, match=r"no record of the weights of step 4, 12(.|\n)*restore .*--seed alias"):
+        train(halted)
+    with pytest.raises(Findings, match=r"checkpoint-4: found no record of its weights, though the run has passed it"):
+        export(experiment, manifest.workspace, Silent(), seeds=["alias"])
+    assert len(restore(experiment, manifest.workspace, ["alias"]).restored) == 2
+    assert is_complete(experiment, "alias", manifest)
+
+
 def test_weights_that_are_lost_are_made_again_from_an_earlier_state_only_when_asked(make_run, monkeypatch):
     run = make_run("checkpoints.keep_resumable=9")
     stopped(run, 7)
@@ -270,11 +291,15 @@ def test_a_run_whose_folder_was_moved_to_another_disk_goes_on_there(halted, make
     require_undisturbed(halted, make_run)
 
 
-@pytest.mark.parametrize("linked", ["state", "checkpoints", "checkpoints/step-00000008", "state/step-00000007"])
+LINKED = ["state", "checkpoints", "checkpoints/step-00000008", "state/step-00000007"]
+
+
+@pytest.mark.parametrize("linked", [*LINKED, "checkpoints/step-00000004/model.safetensors"])
 def test_any_other_link_is_refused_before_anything_is_touched(halted, tmp_path, linked):
     folder = halted.manifest.workspace.run(KEY) / linked
     (shutil.move(folder, tmp_path / "disk") if folder.exists() else (tmp_path / "disk").mkdir())
-    (tmp_path / "disk" / "step-00000099").mkdir(exist_ok=True)
+    if (tmp_path / "disk").is_dir():
+        (tmp_path / "disk" / "step-00000099").mkdir()
     folder.symlink_to(tmp_path / "disk")
     before, beyond = contents(halted), sorted((tmp_path / "disk").rglob("*"))
     with pytest.raises(PathError, match=rf"{folder}: found a link, expected a file or folder of the workspace itself"):

@@ -16,7 +16,7 @@ from mistral.errors import ConfigError
 from mistral.kinds import kind_of
 from mistral.manifest import make_record
 from mistral.progress import Silent
-from mistral.workspace import Workspace
+from mistral.workspace import Workspace, step_name
 from pipeline.cli import cli
 from pipeline.context import Context
 from slurm import follow, plans, queue, script, submissions, submit
@@ -100,6 +100,8 @@ def test_no_more_chains_go_on_at_a_time_than_the_array_is_wide(context, monkeypa
 def test_seeds_that_are_complete_are_left_out_and_the_others_keep_their_numbers(context):
     assert plans.train_plan(context, plans.Choice()).units == ((0, RUNS[0]), (1, RUNS[1]))
     record(context, "train", RUNS[0], "complete")
+    for step in context.experiment.scheduled_steps():
+        record(context, "train", RUNS[0], "weights", step_name(step))
     assert plans.train_plan(context, plans.Choice()).units == ((1, RUNS[1]),)
     assert plans.train_plan(context, plans.Choice(seeds=["alias"])).units == ()
     assert plans.train_plan(context, plans.Choice(flags=["--allow-drift"])).flags == ("--allow-drift",)
