@@ -170,6 +170,6 @@ def test_thousands_of_tasks_are_submitted_once_and_seen_together(large, tmp_path
     assert text.endswith("preprocess tasks: 1500 queued (Priority)\n")
     told = json.loads(call("status", "--json"))
     assert (told["planned_units"], len(told["jobs"])) == (1500, 1500)
-    assert call("cancel").startswith("cancelled 1500 tasks: 17, 18")
+    assert call("cancel").startswith("cancelled 1,500 tasks: 17, 18")
     asked = (made.state / "calls").read_text().split()
     assert asked == ["squeue", "scontrol", "sbatch", "sbatch", *["squeue"] * 4, "scancel"]
