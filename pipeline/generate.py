@@ -65,7 +65,7 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    except Exception as error:  # the libraries raise many kinds for a broken file
+    except Exception as error:  # tokenizers raises plain Exception for a broken tokenizer.json
         raise CheckpointError(
             f"{folder}: found no model that transformers can load ({str(error)[:300]}), expected an exported one; run "
             "verify, and export it again"

@@ -194,7 +194,10 @@ def test_bad_input_gets_a_clear_error_and_loses_nothing(tiny):
     assert "training.learning_rate: was 1e+38, is 0.01" in errors
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
+@pytest.mark.skipif(
+    os.geteuid() != 0 and os.environ.get("CI") != "true",  # where it fails instead
+    reason="only root can mount the small file system that this test fills",
+)
 def test_a_full_disk_is_told_and_nothing_half_written_counts(tiny):
     workspace = tiny / "small"
     workspace.mkdir()

@@ -183,17 +183,14 @@ def test_a_run_that_lost_the_record_of_its_beginning_does_not_begin_again(halted
 
 def test_a_run_that_died_before_its_first_state_begins_again_by_itself(make_run, monkeypatch):
     run = make_run("checkpoints.resume_every_steps=6")
-    die_at(monkeypatch, 5)
-    with pytest.raises(InterruptedError):
-        train(run)
-    monkeypatch.undo()
+    die_at(monkeypatch, run, 5)
     assert (recorded(run, "weights"), recorded(run, "state")) == ([0, 2, 4], [])
     assert train(run) == []
     assert recorded(run, "weights") == [0, 2, 4, 8, 12]
 
 
-def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """End the attempt without a state, before a step is made."""
+def die_at(monkeypatch: pytest.MonkeyPatch, run: Run, step: int) -> None:
+    """One attempt, which ends without a state before a step is made."""
     advance = Loop.advance
 
     def advance_or_die(self: Loop) -> tuple[float, float]:
@@ -201,7 +198,21 @@ def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise InterruptedError
         return advance(self)
 
-    monkeypatch.setattr(Loop, "advance", advance_or_die)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Loop, "advance", advance_or_die)
+        train(run)
+
+
+def give_other_bits(patch: pytest.MonkeyPatch) -> None:
+    """Change the weights a little in each step, as a kernel without the promise does."""
+    advance = Loop.advance
+
+    def advance_otherwise(self: Loop) -> tuple[float, float]:
+        with torch.no_grad():
+            self.engine.module.transformer.wpe.weight.data.mul_(1 + 1e-6)
+        return advance(self)
+
+    patch.setattr(Loop, "advance", advance_otherwise)
 
 
 # --- a record of weights that is gone ----------------------------------------------------------------------------
@@ -336,20 +347,10 @@ def test_preprocess_writes_through_no_other_link(tiny, tmp_path, linked):
 
 def test_a_run_that_is_not_deterministic_goes_on_from_its_state_and_says_so(make_run, monkeypatch):
     run = make_run("training.deterministic=false")
-    die_at(monkeypatch, 8)
-    with pytest.raises(InterruptedError):
-        train(run)
-    monkeypatch.undo()
+    die_at(monkeypatch, run, 8)
     assert (recorded(run, "weights"), recorded(run, "state")) == ([0, 2, 4, 8], [3, 6])
     export(run.experiment, run.manifest.workspace, Silent(), seeds=["alias"])
-    advance = Loop.advance
-
-    def advance_otherwise(self: Loop) -> tuple[float, float]:
-        with torch.no_grad():  # what a kernel without the promise does
-            self.engine.module.transformer.wpe.weight.data.mul_(1 + 1e-6)
-        return advance(self)
-
-    monkeypatch.setattr(Loop, "advance", advance_otherwise)
+    give_other_bits(monkeypatch)
     train(run)
     monkeypatch.undo()
     workspace = run.manifest.workspace
@@ -366,20 +367,10 @@ def test_a_run_that_is_not_deterministic_goes_on_from_its_state_and_says_so(make
 
 def test_a_deterministic_run_that_gives_other_bits_is_still_refused(make_run, monkeypatch):
     run = make_run()
-    die_at(monkeypatch, 8)
-    with pytest.raises(InterruptedError):
-        train(run)
-    monkeypatch.undo()
+    die_at(monkeypatch, run, 8)
     path = run.manifest.path("train", (KEY, "state", step_name(6)))
     assert path.exists()
-    advance = Loop.advance
-
-    def advance_otherwise(self: Loop) -> tuple[float, float]:
-        with torch.no_grad():
-            self.engine.module.transformer.wpe.weight.data.mul_(1 + 1e-6)
-        return advance(self)
-
-    monkeypatch.setattr(Loop, "advance", advance_otherwise)
+    give_other_bits(monkeypatch)
     before = {name: value for name, value in contents(run).items() if name.endswith("safetensors")}
     with pytest.raises(Exception, match="gave another result"):
         train(run)
